@@ -347,7 +347,9 @@ def parse_config(text: str, name: str = "config") -> Config:
             raise GshwError(f"unknown table or key {key!r}; the tables are engine, target")
     if "engine" not in document:
         raise GshwError("needs a table [engine]")
-    engine = _check_keys("engine", document["engine"], EngineConfig, {"lanes", "rows", "bank_width"})
+    engine = _check_keys(
+        "engine", document["engine"], EngineConfig, {"lanes", "rows", "bank_width"}
+    )
     if "routing" in engine:
         engine["routing"] = _enum_value(Routing, "routing", engine["routing"])
     if "gather" in engine:

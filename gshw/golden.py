@@ -100,9 +100,7 @@ def unfold_windows(geometry: Geometry, x: NDArray) -> NDArray:
     return windows.reshape(n_samples, out_height, out_width, -1)
 
 
-def accumulate(
-    weights: NDArray, geometry: Geometry, x: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def accumulate(weights: NDArray, geometry: Geometry, x: NDArray[np.int64]) -> NDArray[np.int64]:
     """Exact integer products of every window with every row, bias not included.
 
     Uses double-precision matrix products: every partial sum is an integer below 2**53, because
@@ -118,9 +116,7 @@ def accumulate(
     return flat.astype(np.int64).reshape(*windows.shape[:3], weights.shape[0])
 
 
-def run_layer(
-    config: EngineConfig, layer: EncodedLayer, activations: NDArray
-) -> NDArray[np.int64]:
+def run_layer(config: EngineConfig, layer: EncodedLayer, activations: NDArray) -> NDArray[np.int64]:
     """Output codes of one encoded layer.
 
     Parameters

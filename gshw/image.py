@@ -304,7 +304,9 @@ def load_image(path: Path, config: EngineConfig) -> PackedImage:
     except OSError as error:
         raise GshwError(f"{path}: cannot be read: {error.strerror}") from None
     if len(data) < _HEADER.size or data[:8] != IMAGE_MAGIC:
-        raise GshwError(f"{path}: not a gshw memory image (its first 8 bytes must be {IMAGE_MAGIC})")
+        raise GshwError(
+            f"{path}: not a gshw memory image (its first 8 bytes must be {IMAGE_MAGIC})"
+        )
     _, version, digest, pitch, *shape, checksum = _HEADER.unpack_from(data)
     if version != IMAGE_VERSION:
         raise GshwError(f"{path}: image version must be {IMAGE_VERSION}, not {version}")

@@ -66,9 +66,7 @@ def pack_rows(config: EngineConfig, codes: NDArray) -> NDArray[np.uint32]:
     return np.ascontiguousarray(np.pad(packed, ((0, 0), (0, spare)))).view("<u4")
 
 
-def unpack_rows(
-    config: EngineConfig, words: NDArray[np.uint32], signed: bool
-) -> NDArray[np.int64]:
+def unpack_rows(config: EngineConfig, words: NDArray[np.uint32], signed: bool) -> NDArray[np.int64]:
     """Inverse of :func:`pack_rows`: shape (n, lanes, block, columns)."""
     width = config.activation_width
     raw = np.ascontiguousarray(words.astype("<u4")).view(np.uint8)

@@ -16,6 +16,7 @@ from rtl_gen.layouts import (
     record_layout,
     route_width,
 )
+from rtl_gen.library import place
 
 
 class LoopBuffer(wiring.Component):
@@ -43,13 +44,12 @@ class LoopBuffer(wiring.Component):
     def __init__(self, width: int, depth: int) -> None:
         self._width = width
         self._depth = depth
+        self.variant = (width, depth)
         address_width = (depth - 1).bit_length()
         self._address_width = address_width
         super().__init__(
             {
-                "load": In(
-                    stream.Signature(load_layout(address_width, width), always_ready=True)
-                ),
+                "load": In(stream.Signature(load_layout(address_width, width), always_ready=True)),
                 "start": In(1),
                 "stop": In(1),
                 "base": In(address_width),
@@ -76,8 +76,8 @@ class LoopBuffer(wiring.Component):
             write.data.eq(self.load.payload.data),
         ]
 
-        first = Signal(self._address_width)
-        final = Signal(self._address_width)
+        first_word = Signal(self._address_width)
+        last_word = Signal(self._address_width)
         address = Signal(self._address_width)
         running = Signal()
         read_valid = Signal()
@@ -93,21 +93,21 @@ class LoopBuffer(wiring.Component):
             m.d.sync += [
                 read_valid.eq(running),
                 read_address.eq(address),
-                read_last.eq(address == final),
+                read_last.eq(address == last_word),
                 out_valid.eq(read_valid),
                 self.o.payload.data.eq(read.data),
                 self.o.payload.address.eq(read_address),
                 self.o.payload.last.eq(read_last),
                 address.eq(address + 1),
             ]
-            with m.If(address == final):
-                m.d.sync += address.eq(first)
+            with m.If(address == last_word):
+                m.d.sync += address.eq(first_word)
         m.d.comb += self.o.valid.eq(out_valid)
 
         with m.If(self.start):
             m.d.sync += [
-                first.eq(self.base),
-                final.eq(self.base + self.n_entries - 1),
+                first_word.eq(self.base),
+                last_word.eq(self.base + self.n_entries - 1),
                 address.eq(self.base),
                 running.eq(self.n_entries != 0),
                 read_valid.eq(0),
@@ -162,7 +162,7 @@ class GroupBuffer(wiring.Component):
         whole = group_layout(config)
         word = self.load.payload.data
 
-        m.submodules.head = head = LoopBuffer(head_width, config.group_buffer_depth)
+        head = place(m, platform, "head", LoopBuffer(head_width, config.group_buffer_depth))
         m.d.comb += [
             head.load.valid.eq(self.load.valid),
             head.load.payload.address.eq(self.load.payload.address),
@@ -238,18 +238,15 @@ class RowBuffer(wiring.Component):
                 "base": In(address_width),
                 "n_records": In(address_width + 1),
                 "record": Out(
-                    stream.Signature(
-                        data.StructLayout({"row": record_layout(config), "last": 1})
-                    )
+                    stream.Signature(data.StructLayout({"row": record_layout(config), "last": 1}))
                 ),
             }
         )
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        m.submodules.loop = loop = LoopBuffer(
-            word_width(record_fields(self.config)), self.config.row_buffer_depth
-        )
+        width = word_width(record_fields(self.config))
+        loop = place(m, platform, "loop", LoopBuffer(width, self.config.row_buffer_depth))
         m.d.comb += [
             loop.load.valid.eq(self.load.valid),
             loop.load.payload.eq(self.load.payload),

@@ -77,6 +77,7 @@ class AdderTree(wiring.Component):
 
     def __init__(self, n_inputs: int, input_width: int, output_width: int) -> None:
         self._n_inputs = n_inputs
+        self.variant = (n_inputs, input_width, output_width)
         self._output_width = output_width
         super().__init__(
             {

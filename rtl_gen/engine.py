@@ -10,12 +10,13 @@ from amaranth.lib.wiring import In, Out
 from gshw.config import EngineConfig, Gather, Routing
 from gshw.layout import group_fields, record_fields, word_width
 from gshw.pipeline import BANK_LATENCY, Pipeline
-from gshw.registers import COUNTERS, COUNTER_WIDTH
+from gshw.registers import COUNTER_WIDTH, COUNTERS
 from rtl_gen.buffers import GroupBuffer, RowBuffer
 from rtl_gen.compute import Accumulators, AdderTree, MultiplierArray
 from rtl_gen.delay import delay
 from rtl_gen.gather import ArbitratedGather, ScheduledGather
 from rtl_gen.layouts import command_layout, load_layout
+from rtl_gen.library import place
 from rtl_gen.output import DrainControl, Requantiser, ScatterWriter
 from rtl_gen.routing import BenesNetwork, Crossbar, DirectRouting
 from rtl_gen.scratchpad import Scratchpad
@@ -117,10 +118,10 @@ class Engine(wiring.Component):
             m.d.sync += current.eq(offered)
 
         # --- issue -------------------------------------------------------------------------
-        m.submodules.group_buffer = groups = GroupBuffer(config)
+        groups = place(m, platform, "group_buffer", GroupBuffer(config))
         gather_type = ArbitratedGather if arbitrated else ScheduledGather
-        m.submodules.gather = gather = gather_type(config)
-        m.submodules.read_loops = read_loops = PositionLoops(config)
+        gather = place(m, platform, "gather", gather_type(config))
+        read_loops = place(m, platform, "read_loops", PositionLoops(config))
         wiring.connect(m, groups.head, gather.i)
         wiring.connect(m, wiring.flipped(self.load_group), groups.load)
         fetching = Signal()
@@ -143,7 +144,7 @@ class Engine(wiring.Component):
         ]
 
         # --- gather ------------------------------------------------------------------------
-        m.submodules.scratchpad = scratchpad = Scratchpad(config)
+        scratchpad = place(m, platform, "scratchpad", Scratchpad(config))
         base = delay(m, read_loops.address, pipeline.address - 1, "read_base")
         issued = delay(m, gather.tag.valid, pipeline.address - 1, "issued", resets=True)
         move = Signal()
@@ -185,24 +186,25 @@ class Engine(wiring.Component):
                     )
                     m.d.comb += routing.enable.eq(-1)
                     m.d.comb += [routing.bank[lane].eq(banks[lane]) for lane in lanes]
-        m.submodules.routing = routing
+        place(m, platform, "routing", routing)
         m.d.comb += [routing.i[b].eq(scratchpad.read_data[b]) for b in lanes]
 
         # --- multiply and add --------------------------------------------------------------
-        m.submodules.multipliers = multipliers = MultiplierArray(config)
+        multipliers = place(m, platform, "multipliers", MultiplierArray(config))
         m.d.comb += multipliers.signed_input.eq(current.signed_input)
         m.d.comb += [multipliers.word[lane].eq(routing.o[lane]) for lane in lanes]
         m.d.comb += [
-            weight.eq(value) for weight, value in zip(multipliers.weight, groups.weight, strict=True)
+            weight.eq(value)
+            for weight, value in zip(multipliers.weight, groups.weight, strict=True)
         ]
-        m.submodules.accumulators = accumulators = Accumulators(config)
+        accumulators = place(m, platform, "accumulators", Accumulators(config))
         weights_per_row = config.lanes_per_row * config.block
         for row in range(config.rows):
             for column in range(config.columns):
                 tree = AdderTree(
                     weights_per_row, multipliers.product_width, config.accumulator_width
                 )
-                m.submodules[f"adder_tree_{row}_{column}"] = tree
+                place(m, platform, f"adder_tree_{row}_{column}", tree)
                 for n in range(weights_per_row):
                     product = (row * weights_per_row + n) * config.columns + column
                     m.d.comb += tree.i[n].eq(multipliers.product[product])
@@ -211,10 +213,10 @@ class Engine(wiring.Component):
         m.d.comb += accumulators.tag.eq(tag)
 
         # --- drain, requantise, scatter ------------------------------------------------------
-        m.submodules.row_buffer = records = RowBuffer(config)
-        m.submodules.drain = drain = DrainControl(config)
-        m.submodules.write_loops = write_loops = PositionLoops(config)
-        m.submodules.scatter = scatter = ScatterWriter(config)
+        records = place(m, platform, "row_buffer", RowBuffer(config))
+        drain = place(m, platform, "drain", DrainControl(config))
+        write_loops = place(m, platform, "write_loops", PositionLoops(config))
+        scatter = place(m, platform, "scatter", ScatterWriter(config))
         wiring.connect(m, wiring.flipped(self.load_record), records.load)
         wiring.connect(m, records.record, drain.i)
         m.d.comb += [
@@ -234,7 +236,7 @@ class Engine(wiring.Component):
             for column in range(config.columns):
                 index = d * config.columns + column
                 unit = Requantiser(config.accumulator_width, config.activation_width)
-                m.submodules[f"requantiser_{d}_{column}"] = unit
+                place(m, platform, f"requantiser_{d}_{column}", unit)
                 m.d.comb += [
                     unit.i.eq(accumulators.o[index]),
                     unit.bias.eq(drain.record.bias[d]),

@@ -12,6 +12,7 @@ from amaranth.lib.wiring import In, Out
 
 from gshw.config import EngineConfig
 from rtl_gen.layouts import group_head_layout, tag_layout
+from rtl_gen.library import place
 
 
 def _gather_signature(config: EngineConfig) -> dict:
@@ -30,7 +31,7 @@ def _gather_signature(config: EngineConfig) -> dict:
     }
 
 
-class _DrainGuard(wiring.Component):
+class DrainGuard(wiring.Component):
     """Holds the end of a bundle while the drain of the one before it still runs.
 
     ``free`` is low for ``drain - 1`` cycles after an issue with that drain count, so that two
@@ -82,7 +83,7 @@ class ScheduledGather(wiring.Component):
     def elaborate(self, platform) -> Module:
         m = Module()
         group = self.i.payload.group
-        m.submodules.guard = guard = _DrainGuard(self.config)
+        guard = place(m, platform, "guard", DrainGuard(self.config))
         held = Signal()
         fresh = Signal(init=1)
         m.d.comb += [
@@ -126,7 +127,7 @@ class ArbitratedGather(wiring.Component):
         config = self.config
         lanes = range(config.lanes)
         group = self.i.payload.group
-        m.submodules.guard = guard = _DrainGuard(config)
+        guard = place(m, platform, "guard", DrainGuard(config))
 
         active = Signal(config.lanes)
         served = Signal(config.lanes)
@@ -147,27 +148,27 @@ class ArbitratedGather(wiring.Component):
         serve = Signal(config.lanes)
         m.d.comb += serve.eq(reduce(or_, granted))
 
-        final = Signal()
+        last_part = Signal()
         held = Signal()
         fresh = Signal(init=1)
         m.d.comb += [
-            final.eq((waiting & ~serve) == 0),
-            held.eq(final & (group.drain[0] != 0) & ~guard.free),
+            last_part.eq((waiting & ~serve) == 0),
+            held.eq(last_part & (group.drain[0] != 0) & ~guard.free),
             self.tag.valid.eq(self.i.valid & ~held),
             self.tag.first.eq(fresh),
-            self.tag.drain.eq(Mux(final, group.drain[0], 0)),
-            self.i.ready.eq(final & ~held),
+            self.tag.drain.eq(Mux(last_part, group.drain[0], 0)),
+            self.i.ready.eq(last_part & ~held),
             self.stalled.eq(self.i.valid & held),
             self.replayed.eq(self.tag.valid & (served != 0)),
-            self.conflicted.eq(self.tag.valid & ~final & (served == 0)),
-            self.pass_end.eq(self.tag.valid & final & self.i.payload.last),
+            self.conflicted.eq(self.tag.valid & ~last_part & (served == 0)),
+            self.pass_end.eq(self.tag.valid & last_part & self.i.payload.last),
             guard.issue.eq(self.tag.valid),
             guard.drain.eq(self.tag.drain),
         ]
         with m.If(self.tag.valid):
             m.d.sync += [
                 fresh.eq(self.tag.drain != 0),
-                served.eq(Mux(final, 0, served | serve)),
+                served.eq(Mux(last_part, 0, served | serve)),
             ]
         m.d.sync += self.enable.eq(serve)
         m.d.sync += [self.bank[lane].eq(group.bank[lane]) for lane in lanes]

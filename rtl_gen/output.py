@@ -89,6 +89,7 @@ class Requantiser(wiring.Component):
     def __init__(self, accumulator_width: int, activation_width: int) -> None:
         self._accumulator_width = accumulator_width
         self._activation_width = activation_width
+        self.variant = (accumulator_width, activation_width)
         super().__init__(
             {
                 "i": In(signed(accumulator_width)),
@@ -195,9 +196,7 @@ class ScatterWriter(wiring.Component):
             select = Signal(config.block, name=f"channel_{d}")
             total = Signal(config.address_width + 1, name=f"total_{d}")
             fits = Signal(name=f"legal_{d}")
-            codes = Cat(
-                self.code[d * config.columns + column] for column in range(config.columns)
-            )
+            codes = Cat(self.code[d * config.columns + column] for column in range(config.columns))
             place = row[: config.log2_block] if config.log2_block else 0
             m.d.comb += [
                 select.eq(1 << place),

@@ -19,6 +19,7 @@ class DirectRouting(wiring.Component):
     """Bank b feeds lane b. Latency 0, throughput one word per lane and cycle."""
 
     def __init__(self, n_lanes: int, width: int) -> None:
+        self.variant = (n_lanes, width)
         super().__init__({"i": In(width).array(n_lanes), "o": Out(width).array(n_lanes)})
 
     @property
@@ -47,6 +48,7 @@ class Crossbar(wiring.Component):
     def __init__(self, n_lanes: int, width: int) -> None:
         self._n_lanes = n_lanes
         self._width = width
+        self.variant = (n_lanes, width)
         super().__init__(
             {
                 "i": In(width).array(n_lanes),
@@ -91,6 +93,7 @@ class BenesNetwork(wiring.Component):
         self._n_lanes = n_lanes
         self._log2_lanes = n_lanes.bit_length() - 1
         self._width = width
+        self.variant = (n_lanes, width)
         super().__init__(
             {
                 "i": In(width).array(n_lanes),
@@ -122,9 +125,14 @@ class BenesNetwork(wiring.Component):
                 for p in range(n_lanes)
             ]
             for pair, (low, high) in enumerate(stage_pairs(n_lanes, bit)):
+                # Equal to two multiplexers; written with XOR so that simulators do not branch on
+                # the switches, which no branch predictor can guess.
+                swap = Signal(self._width, name=f"swap_{stage}_{pair}")
+                exchange = control[pair].replicate(self._width)
+                m.d.comb += swap.eq((words[low] ^ words[high]) & exchange)
                 domain += [
-                    following[low].eq(Mux(control[pair], words[high], words[low])),
-                    following[high].eq(Mux(control[pair], words[low], words[high])),
+                    following[low].eq(words[low] ^ swap),
+                    following[high].eq(words[high] ^ swap),
                 ]
             words = following
         m.d.comb += [o.eq(word) for o, word in zip(self.o, words, strict=True)]

@@ -9,6 +9,7 @@ from amaranth.lib.wiring import Flow, In, Out
 from gshw.config import EngineConfig
 from gshw.registers import COUNTER_WIDTH, COUNTERS, ERRORS
 from rtl_gen.engine import Engine
+from rtl_gen.library import place
 
 TOP_NAME = "gshw_core"
 
@@ -123,10 +124,8 @@ class Core(wiring.Component):
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        m.submodules.engine = self._engine
+        place(m, platform, "engine", self._engine)
         for name, outward, inner in self._links:
             port = getattr(self, name)
             m.d.comb += port.eq(inner) if outward else inner.eq(port)
         return m
-
-
