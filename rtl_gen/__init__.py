@@ -1,0 +1,1 @@
+"""RTL generator (Amaranth) of the gather/scatter engine."""

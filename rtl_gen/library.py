@@ -1,11 +1,11 @@
-"""Placing components inside components: in place for simulation, as Verilog modules for emission."""
+"""Placing components in components: in place to simulate, as Verilog modules to emit."""
 
 from amaranth.hdl import ClockSignal, Instance, Module, ResetSignal, Signal, Value, ValueCastable
 from amaranth.lib.wiring import Flow
 
 
 def flat_ports(component) -> list[tuple[str, bool, Value]]:
-    """Every member signal of a component: name (nested names joined by ``__``), is output, value."""
+    """Member signals of a component: name (nested ones joined by ``__``), is output, value."""
     ports = []
     for path, member, value in component.signature.flatten(component):
         value = value.as_value() if isinstance(value, ValueCastable) else value

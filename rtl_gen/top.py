@@ -76,7 +76,7 @@ def _flat_fields(name: str, value) -> list[tuple[str, Value]]:
 
 
 class Core(wiring.Component):
-    """:class:`Engine` behind flat ports ``{stream}_valid``, ``{stream}_ready``, ``{stream}_{field}``.
+    """:class:`Engine` behind flat ports: ``{stream}_valid``, ``_ready`` and one per field.
 
     Latency: none added.
     """

@@ -1,0 +1,331 @@
+"""The ``gshw`` command. Torch and Amaranth are imported only by the commands that need them."""
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from gshw import __version__
+from gshw.artefact import load_model
+from gshw.config import Config, load_config
+from gshw.errors import GshwError
+from gshw.files import write_atomically
+from gshw.image import LayerImage, save_image
+from gshw.plan import Plan
+from gshw.report import config_info, cycles_table, info_text, layer_table
+from gshw.simulate import (
+    LayerReport,
+    explain_layer,
+    input_size,
+    random_activations,
+    simulate_layer,
+)
+
+USER_ERROR = 2
+MISMATCH = 1
+
+
+def progress_bar(console: Console) -> Progress:
+    """Progress on a terminal, silence in a pipe."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def _write_json(path: Path | None, config: Config, arguments: argparse.Namespace, data: dict):
+    if path is None:
+        return
+    record = {
+        "command": shlex.join(["gshw", *arguments.raw]),
+        "gshw": __version__,
+        "config_hash": config.engine.hash,
+        "seed": getattr(arguments, "seed", None),
+        **data,
+    }
+    write_atomically(path, json.dumps(record, indent=1) + "\n")
+
+
+def _info(arguments: argparse.Namespace, console: Console) -> int:
+    config = load_config(arguments.config)
+    if arguments.json:
+        print(json.dumps(config_info(config), indent=1))
+    else:
+        print(info_text(config))
+    return 0
+
+
+def _generate(arguments: argparse.Namespace, console: Console) -> int:
+    from rtl_gen.emit import generate
+
+    config = load_config(arguments.config)
+    for path in generate(config, arguments.output, force=arguments.force):
+        print(path)
+    return 0
+
+
+def _selected(arguments: argparse.Namespace, config: Config) -> dict:
+    layers = load_model(arguments.model, config.engine).layers
+    if arguments.layer is None:
+        return layers
+    if arguments.layer not in layers:
+        raise GshwError(
+            f"{arguments.model}: no layer {arguments.layer!r}; its layers are {', '.join(layers)}"
+        )
+    return {arguments.layer: layers[arguments.layer]}
+
+
+def _explain(arguments: argparse.Namespace, console: Console) -> int:
+    config = load_config(arguments.config)
+    reports = [
+        explain_layer(config.engine, layer, arguments.samples, *input_size(layer))
+        for layer in _selected(arguments, config).values()
+    ]
+    title = f"{arguments.model} on {config.name}, {arguments.samples} sample(s)"
+    wide = Console(width=max(console.width, 120)) if not console.is_terminal else console
+    wide.print(cycles_table(reports, f"{title}: where the cycles go"))
+    wide.print(layer_table(reports, f"{title}: by the cycle law"))
+    _write_json(arguments.json, config, arguments, {"layers": [r.as_json() for r in reports]})
+    return 0
+
+
+def _simulate(arguments: argparse.Namespace, console: Console) -> int:
+    from gshw.device import CompiledEngine
+    from gshw.verilate import build_library
+    from rtl_gen.emit import cached_core_verilog
+
+    config = load_config(arguments.config)
+    engine = config.engine
+    layers = _selected(arguments, config)
+    inputs = _load_inputs(arguments)
+    waves = arguments.waves
+    with console.status("building the simulation") if console.is_terminal else _Quiet():
+        library = build_library(cached_core_verilog(engine), waves=waves is not None)
+    reports: list[LayerReport] = []
+    with CompiledEngine(engine, library, waves=waves) as device, progress_bar(console) as progress:
+        for name, layer in layers.items():
+            task = progress.add_task(name, total=None)
+            x = inputs
+            if x is None:
+                x = random_activations(engine, layer, arguments.samples, arguments.seed)
+            _, report = simulate_layer(
+                engine,
+                layer,
+                device,
+                x,
+                lambda done, total, task=task: progress.update(task, completed=done, total=total),
+            )
+            reports.append(report)
+    wide = Console(width=max(console.width, 150)) if not console.is_terminal else console
+    wide.print(layer_table(reports, f"{arguments.model} in RTL, engine {config.name}"))
+    _write_json(arguments.json, config, arguments, {"layers": [r.as_json() for r in reports]})
+    wrong = [r for r in reports if not r.match]
+    for report in wrong:
+        print(f"layer {report.name!r} differs at {report.mismatch}", file=sys.stderr)
+    return MISMATCH if wrong else 0
+
+
+class _Quiet:
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def _load_array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise GshwError(f"{path}: no such file") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise GshwError(f"{path}: not a whole .npy file: {error}") from None
+
+
+def _load_inputs(arguments: argparse.Namespace) -> np.ndarray | None:
+    if arguments.input is None:
+        return None
+    if arguments.layer is None:
+        raise GshwError("--input needs --layer: it holds the codes of one layer")
+    return _load_array(arguments.input)
+
+
+def _check(arguments: argparse.Namespace, console: Console) -> int:
+    from gshw.geometry import Geometry
+    from gshw.pattern import require_match
+
+    config = load_config(arguments.config)
+    mask = _load_array(arguments.mask)
+    if mask.ndim != 2 or mask.dtype != np.bool_:
+        raise GshwError(
+            f"{arguments.mask}: must hold a two-dimensional bool array, not {mask.dtype} of shape "
+            f"{mask.shape}"
+        )
+    order = None if arguments.rows is None else _load_array(arguments.rows)
+    require_match(
+        config.engine, mask, Geometry.linear(mask.shape[1]), order, name=str(arguments.mask)
+    )
+    density = float(mask.mean())
+    print(f"{arguments.mask}: matches {config.engine.pattern_name}, density {100 * density:.2f} %")
+    return 0
+
+
+def _image(arguments: argparse.Namespace, console: Console) -> int:
+    config = load_config(arguments.config)
+    (layer,) = _selected(arguments, config).values()
+    image = LayerImage(config.engine, layer)
+    plan = Plan(config.engine, image, arguments.samples, *input_size(layer))
+    save_image(arguments.output, image, plan.pitch)
+    print(arguments.output)
+    return 0
+
+
+def _test(arguments: argparse.Namespace, console: Console) -> int:
+    import importlib.util
+    import subprocess
+
+    benches = Path(__file__).resolve().parents[1] / "sim_tests"
+    if not benches.is_dir():
+        raise GshwError("the regression lives in sim_tests/ of a checkout, and none is here")
+    if importlib.util.find_spec("pytest") is None:
+        raise GshwError("the regression needs pytest: pip install 'gshw[dev]'")
+    load_config(arguments.config)
+    source = Path(arguments.config)
+    config = source.resolve() if source.suffix == ".toml" else arguments.config
+    command = [sys.executable, "-m", "pytest", str(benches), "--gshw-config", str(config)]
+    return subprocess.run([*command, *arguments.pytest], check=False, cwd=benches.parent).returncode
+
+
+def _prune(arguments: argparse.Namespace, console: Console) -> int:
+    from pruning.command import prune_command
+
+    return prune_command(arguments, console)
+
+
+def _demo(arguments: argparse.Namespace, console: Console) -> int:
+    from pruning.demo import demo_command
+
+    return demo_command(arguments, console)
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, not {text!r}") from None
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to below 1, not {text}")
+    return value
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive integer, not {text!r}")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gshw",
+        description="Gather/scatter engines for sparse neural networks: RTL, pruning, simulation.",
+    )
+    parser.add_argument("--version", action="version", version=f"gshw {__version__}")
+    commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
+
+    def add(name: str, function, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(function=function)
+        return command
+
+    def add_model(command: argparse.ArgumentParser, *, layer_required: bool = False) -> None:
+        command.add_argument("model", type=Path, metavar="MODEL", help="encoded .safetensors")
+        command.add_argument("--config", required=True, help="TOML file or preset")
+        command.add_argument("--layer", required=layer_required, help="only this layer")
+        command.add_argument("--samples", type=_positive, default=4, help="input samples (4)")
+
+    info = add("info", _info, "the pattern, sizes and words of a config")
+    info.add_argument("config", metavar="CONFIG", help="TOML file or preset")
+    info.add_argument("--json", action="store_true", help="machine-readable")
+
+    generate = add("generate", _generate, "write the Verilog and its description")
+    generate.add_argument("config", metavar="CONFIG", help="TOML file or preset")
+    generate.add_argument("-o", "--output", type=Path, required=True, help="output folder")
+    generate.add_argument("--force", action="store_true", help="overwrite an earlier output")
+
+    prune = add("prune", _prune, "prune, quantise and encode a torch model for a config")
+    prune.add_argument("factory", metavar="PACKAGE.MODULE:FACTORY", help="returns the model")
+    prune.add_argument("--config", required=True, help="TOML file or preset")
+    prune.add_argument("--sparsity", type=_fraction, required=True, help="of every pruned layer")
+    prune.add_argument("--weights", type=Path, help="state dict (.pt or .safetensors)")
+    prune.add_argument("--input-shape", help="one sample, channels first: 3,32,32")
+    prune.add_argument("--calibration", type=Path, help=".npy of float samples, channels first")
+    prune.add_argument("--rows", choices=("scatter", "consecutive"), default="scatter")
+    prune.add_argument("--keep-dense", action="append", default=[], metavar="LAYER")
+    prune.add_argument("--seed", type=int, default=0)
+    prune.add_argument("-o", "--output", type=Path, required=True, help="encoded .safetensors")
+    prune.add_argument("--save-weights", type=Path, help="pruned float state dict (.safetensors)")
+    prune.add_argument("--json", type=Path, help="report file")
+
+    check = add("check", _check, "does a mask match a config, and if not, where not")
+    check.add_argument("mask", type=Path, metavar="MASK", help=".npy, bool, rows x columns")
+    check.add_argument("--config", required=True, help="TOML file or preset")
+    check.add_argument("--rows", type=Path, help=".npy, rows in bundle order")
+
+    explain = add("explain", _explain, "where the cycles of every layer go, by the cycle law")
+    add_model(explain)
+    explain.add_argument("--json", type=Path, help="report file")
+
+    simulate = add("simulate", _simulate, "run layers in RTL, compare with the golden model")
+    add_model(simulate)
+    simulate.add_argument("--input", type=Path, help=".npy of integer codes, channels last")
+    simulate.add_argument("--waves", type=Path, metavar="FST", help="write waves")
+    simulate.add_argument("--seed", type=int, default=0, help="of random input")
+    simulate.add_argument("--json", type=Path, help="report file")
+
+    image = add("image", _image, "pack one layer bit for bit as the buffers hold it")
+    add_model(image, layer_required=True)
+    image.add_argument("-o", "--output", type=Path, required=True, help="image file")
+
+    test = add("test", _test, "run the cocotb regression for a config")
+    test.add_argument("--config", required=True, help="TOML file or preset")
+    test.add_argument("pytest", nargs=argparse.REMAINDER, help="further arguments for pytest")
+
+    demo = add("demo", _demo, "train, prune, encode and run a network in RTL, with a report")
+    demo.add_argument("--config", default="v16x4", help="TOML file or preset (v16x4)")
+    demo.add_argument("-o", "--output", type=Path, default=Path("demo_report"))
+    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--quick", action="store_true", help="fewer epochs and images, for tests")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; a user's mistake is one line on stderr and status 2."""
+    raw = sys.argv[1:] if argv is None else argv
+    arguments = _parser().parse_args(raw)
+    arguments.raw = raw
+    try:
+        return arguments.function(arguments, Console())
+    except GshwError as error:
+        print(f"gshw: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("gshw: interrupted", file=sys.stderr)
+        return 130
+    except ModuleNotFoundError as error:
+        extras = {"torch": "prune", "sklearn": "prune", "matplotlib": "prune"}
+        if error.name not in extras:
+            raise
+        print(
+            f"gshw: {arguments.name} needs {error.name}: pip install 'gshw[{extras[error.name]}]'",
+            file=sys.stderr,
+        )
+        return USER_ERROR
