@@ -2,22 +2,27 @@
 
 import argparse
 import json
-import shlex
 import sys
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gshw import __version__
 from gshw.artefact import load_model
 from gshw.config import Config, load_config
 from gshw.errors import GshwError
-from gshw.files import write_atomically
 from gshw.image import LayerImage, save_image
 from gshw.plan import Plan
-from gshw.report import config_info, cycles_table, info_text, layer_table
+from gshw.report import (
+    config_info,
+    cycles_table,
+    info_text,
+    layer_table,
+    print_wide,
+    progress_bar,
+    write_record,
+)
 from gshw.simulate import (
     LayerReport,
     explain_layer,
@@ -28,31 +33,6 @@ from gshw.simulate import (
 
 USER_ERROR = 2
 MISMATCH = 1
-
-
-def progress_bar(console: Console) -> Progress:
-    """Progress on a terminal, silence in a pipe."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(
-        *columns,
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-
-
-def _write_json(path: Path | None, config: Config, arguments: argparse.Namespace, data: dict):
-    if path is None:
-        return
-    record = {
-        "command": shlex.join(["gshw", *arguments.raw]),
-        "gshw": __version__,
-        "config_hash": config.engine.hash,
-        "seed": getattr(arguments, "seed", None),
-        **data,
-    }
-    write_atomically(path, json.dumps(record, indent=1) + "\n")
 
 
 def _info(arguments: argparse.Namespace, console: Console) -> int:
@@ -91,10 +71,10 @@ def _explain(arguments: argparse.Namespace, console: Console) -> int:
         for layer in _selected(arguments, config).values()
     ]
     title = f"{arguments.model} on {config.name}, {arguments.samples} sample(s)"
-    wide = Console(width=max(console.width, 120)) if not console.is_terminal else console
-    wide.print(cycles_table(reports, f"{title}: where the cycles go"))
-    wide.print(layer_table(reports, f"{title}: by the cycle law"))
-    _write_json(arguments.json, config, arguments, {"layers": [r.as_json() for r in reports]})
+    print_wide(console, cycles_table(reports, f"{title}: where the cycles go"))
+    print_wide(console, layer_table(reports, f"{title}: by the cycle law"))
+    data = {"layers": [r.as_json() for r in reports]}
+    write_record(arguments.json, config, arguments.raw, None, data)
     return 0
 
 
@@ -125,9 +105,9 @@ def _simulate(arguments: argparse.Namespace, console: Console) -> int:
                 lambda done, total, task=task: progress.update(task, completed=done, total=total),
             )
             reports.append(report)
-    wide = Console(width=max(console.width, 150)) if not console.is_terminal else console
-    wide.print(layer_table(reports, f"{arguments.model} in RTL, engine {config.name}"))
-    _write_json(arguments.json, config, arguments, {"layers": [r.as_json() for r in reports]})
+    print_wide(console, layer_table(reports, f"{arguments.model} in RTL, engine {config.name}"))
+    data = {"layers": [r.as_json() for r in reports]}
+    write_record(arguments.json, config, arguments.raw, arguments.seed, data)
     wrong = [r for r in reports if not r.match]
     for report in wrong:
         print(f"layer {report.name!r} differs at {report.mismatch}", file=sys.stderr)

@@ -1,14 +1,58 @@
 """Tables and pictures for people: the pattern, the words, the layers."""
 
+import json
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from gshw import __version__
 from gshw.config import Config, EngineConfig, Gather, Routing
+from gshw.files import write_atomically
 from gshw.layout import Field, group_fields, record_fields, word_width
 from gshw.pattern import highest_sparsity
 from gshw.pipeline import Pipeline
 from gshw.simulate import LayerReport
+
+_PIPE_WIDTH = 150
+
+
+def progress_bar(console: Console) -> Progress:
+    """Progress on a terminal, silence in a pipe."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def print_wide(console: Console, table: Table) -> None:
+    """Print a table; in a pipe with room for all its columns."""
+    wide = console if console.is_terminal else Console(width=_PIPE_WIDTH)
+    wide.print(table)
+
+
+def write_record(
+    path: Path | None, config: Config, raw: Sequence[str], seed: int | None, data: dict
+) -> None:
+    """Write a report's JSON twin with the command, config hash and seed; no path, no file."""
+    if path is None:
+        return
+    record = {
+        "command": shlex.join(["gshw", *raw]),
+        "gshw": __version__,
+        "config": config.name,
+        "config_hash": config.engine.hash,
+        "seed": seed,
+        **data,
+    }
+    write_atomically(path, json.dumps(record, indent=1) + "\n")
 
 
 def bit_diagram(fields: tuple[Field, ...]) -> str:

@@ -1,0 +1,1 @@
+"""Pruning (torch) onto the pattern that an engine's config dictates."""

@@ -1,0 +1,301 @@
+"""What a torch model holds for the engine: its layers, their matrices, and what follows them."""
+
+from dataclasses import dataclass, field
+from operator import getitem
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from gshw.config import EngineConfig
+from gshw.errors import GshwError
+from gshw.geometry import Geometry, LayerKind, conv_matrix
+
+SUPPORTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_PASSING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Identity, nn.Flatten)
+_HOST = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
+_RELU_CALLS = (torch.relu, torch.relu_, nn.functional.relu)
+_PASSING_CALLS = (torch.flatten, nn.functional.dropout)
+_PASSING_METHODS = ("flatten", "view", "reshape", "contiguous")
+
+
+@dataclass(kw_only=True)
+class ModelLayer:
+    """One layer that the engine can run.
+
+    Parameters
+    ----------
+    name, module
+        In the model.
+    geometry
+        The window; ``unfold`` where the input has few channels for the banks.
+    index
+        Shape (n_rows, n_columns): place in the flattened torch weight of every matrix element.
+    input_size
+        Input pixels (height, width) seen with the example.
+    batch_norm
+        Folded into the layer, or None.
+    relu
+        Whether a ReLU follows directly (after the batch norm).
+    source
+        Name of the layer whose output is this one's input, but for flattening; None where
+        something else lies between.
+    calibration
+        Largest magnitudes, and the like, of input and output; filled by :func:`analyse`.
+    """
+
+    name: str
+    module: nn.Module
+    geometry: Geometry
+    index: NDArray[np.int64]
+    input_size: tuple[int, int]
+    batch_norm: nn.Module | None = None
+    relu: bool = False
+    source: str | None = None
+    calibration: dict[str, float] = field(default_factory=dict)
+
+    def to_matrix(self, weight: Tensor | NDArray) -> NDArray:
+        """Any tensor of the weight's shape as (n_rows, n_columns) in the engine's column order."""
+        values = weight.detach().cpu().numpy() if isinstance(weight, Tensor) else weight
+        return values.reshape(-1)[self.index]
+
+    def from_matrix(self, matrix: NDArray) -> Tensor:
+        """Inverse of :meth:`to_matrix`, as a tensor on the module's device."""
+        flat = np.empty(matrix.size, dtype=matrix.dtype)
+        flat[self.index.reshape(-1)] = matrix.reshape(-1)
+        shape = self.module.weight.shape
+        return torch.from_numpy(flat.reshape(tuple(shape))).to(self.module.weight.device)
+
+
+def check_supported(model: nn.Module) -> None:
+    """Refuse a model that has weights the engine cannot run and the host does not keep.
+
+    Raises
+    ------
+    GshwError
+        Naming the layer, its type and what is supported.
+    """
+    found = False
+    for name, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        holder = isinstance(module, SUPPORTED)
+        found |= holder
+        if holder and getattr(module, "groups", 1) != 1:
+            raise GshwError(
+                f"layer {name!r} is a convolution of {module.groups} groups; "
+                "supported are Linear, Conv1d and Conv2d with groups = 1"
+            )
+        if holder and getattr(module, "padding_mode", "zeros") != "zeros":
+            raise GshwError(
+                f"layer {name!r} has padding_mode {module.padding_mode!r}; supported is 'zeros'"
+            )
+        if own and not holder and not isinstance(module, _HOST) and "parametrizations" not in name:
+            raise GshwError(
+                f"layer {name!r} is a {type(module).__name__}; "
+                "supported are Linear, Conv1d and Conv2d with groups = 1"
+            )
+    if not found:
+        raise GshwError("the model has no Linear, Conv1d or Conv2d layer")
+
+
+def _pair(value, kind: LayerKind, fill: int) -> tuple[int, int]:
+    if kind is LayerKind.CONV2D:
+        return (value[0], value[1]) if isinstance(value, tuple) else (value, value)
+    return fill, value[0] if isinstance(value, tuple) else value
+
+
+def _padding(module: nn.Module, kind: LayerKind, name: str) -> tuple[int, int]:
+    if module.padding == "valid":
+        return 0, 0
+    if module.padding == "same":
+        sizes = [d * (k - 1) for k, d in zip(module.kernel_size, module.dilation, strict=True)]
+        if any(size % 2 for size in sizes):
+            raise GshwError(f"layer {name!r}: padding 'same' must be symmetric (odd kernels)")
+        halves = tuple(size // 2 for size in sizes)
+        return _pair(halves, kind, 0)
+    return _pair(module.padding, kind, 0)
+
+
+def module_geometry(config: EngineConfig, name: str, module: nn.Module) -> Geometry:
+    """The engine's window of a torch layer; unfolded where that halves the padded columns."""
+    if isinstance(module, nn.Linear):
+        return Geometry.linear(module.in_features)
+    kind = LayerKind.CONV1D if isinstance(module, nn.Conv1d) else LayerKind.CONV2D
+    plain = Geometry(
+        kind=kind,
+        in_channels=module.in_channels,
+        kernel=_pair(module.kernel_size, kind, 1),
+        stride=_pair(module.stride, kind, 1),
+        padding=_padding(module, kind, name),
+        dilation=_pair(module.dilation, kind, 1),
+    )
+    unfolded = Geometry(**{**plain.__dict__, "unfold": True})
+    return unfolded if 2 * unfolded.n_words(config) <= plain.n_words(config) else plain
+
+
+def _weight_index(module: nn.Module, flattened: tuple[int, ...] | None) -> NDArray[np.int64]:
+    shape = tuple(module.weight.shape)
+    index = conv_matrix(np.arange(int(np.prod(shape))).reshape(shape))
+    if flattened is not None:
+        # Torch flattens (channel, y, x); the engine keeps channels last.
+        channels, *pixels = flattened
+        order = np.arange(index.shape[1]).reshape(channels, -1).T.reshape(-1)
+        assert order.size == channels * int(np.prod(pixels))
+        index = index[:, order]
+    return index
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a traced model and keeps every tensor."""
+
+    def __init__(self, traced: fx.GraphModule) -> None:
+        super().__init__(traced)
+        self.values: dict[fx.Node, Tensor] = {}
+
+    def run_node(self, n: fx.Node):
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.values[n] = value.detach()
+        return value
+
+
+def _single_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _module_of(traced: fx.GraphModule, node: fx.Node | None) -> nn.Module | None:
+    if node is None or node.op != "call_module":
+        return None
+    return traced.get_submodule(str(node.target))
+
+
+def _is_relu(traced: fx.GraphModule, node: fx.Node | None) -> bool:
+    if node is None:
+        return False
+    if node.op == "call_module":
+        return isinstance(_module_of(traced, node), nn.ReLU)
+    if node.op == "call_function":
+        return node.target in _RELU_CALLS
+    return node.op == "call_method" and node.target in ("relu", "relu_")
+
+
+def _passes(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node hands its first argument's values on, in order, maybe reshaped."""
+    if node.op == "call_module":
+        return isinstance(_module_of(traced, node), _PASSING)
+    if node.op == "call_function":
+        return node.target in _PASSING_CALLS
+    return node.op == "call_method" and node.target in _PASSING_METHODS
+
+
+def scale_statistic(values: Tensor) -> float:
+    """Magnitude that the code range should cover: the 99.99th percentile of ``abs(values)``."""
+    flat = values.abs().reshape(-1).double().cpu().numpy()
+    return float(np.quantile(flat, 0.9999)) if flat.size else 0.0
+
+
+def analyse(config: EngineConfig, model: nn.Module, example: Tensor) -> list[ModelLayer]:
+    """Find the layers, what surrounds them, and the ranges of their activations.
+
+    Parameters
+    ----------
+    example
+        A batch of calibration samples, channels first.
+
+    Returns
+    -------
+    list of ModelLayer
+        In execution order.
+
+    Raises
+    ------
+    GshwError
+        For an unsupported layer, a model that cannot be traced or run, or one that reuses a layer.
+    """
+    check_supported(model)
+    model.eval()
+    try:
+        traced = fx.symbolic_trace(model)
+    except Exception as error:
+        raise GshwError(
+            f"the model cannot be traced by torch.fx ({type(error).__name__}: {error})"
+        ) from None
+    recorder = _Recorder(traced)
+    try:
+        with torch.no_grad():
+            recorder.run(example)
+    except (RuntimeError, ValueError, IndexError) as error:
+        first = str(error).splitlines()[0]
+        raise GshwError(
+            f"the model does not run on input {tuple(example.shape)}: {first}"
+        ) from None
+    layers: list[ModelLayer] = []
+    ends: dict[fx.Node, str] = {}
+    for node in traced.graph.nodes:
+        module = _module_of(traced, node)
+        if not isinstance(module, SUPPORTED):
+            continue
+        name = str(node.target)
+        if any(layer.name == name for layer in layers):
+            raise GshwError(f"layer {name!r} is used twice; supported are layers used once")
+        layer, end = _layer(config, traced, recorder, node, module, ends)
+        layers.append(layer)
+        ends[end] = name
+    return layers
+
+
+def _layer(
+    config: EngineConfig,
+    traced: fx.GraphModule,
+    recorder: _Recorder,
+    node: fx.Node,
+    module: nn.Module,
+    ends: dict[fx.Node, str],
+) -> tuple[ModelLayer, fx.Node]:
+    name = str(node.target)
+    geometry = module_geometry(config, name, module)
+    end, batch_norm = node, None
+    following = _single_user(node)
+    if isinstance(_module_of(traced, following), _BATCH_NORMS):
+        batch_norm, end = _module_of(traced, following), following
+        following = _single_user(following)
+    relu = _is_relu(traced, following)
+    end = following if relu else end
+    origin = node.args[0]
+    flattened = None
+    while isinstance(origin, fx.Node) and _passes(traced, origin):
+        before = origin.args[0]
+        shape = tuple(recorder.values[before].shape)
+        if len(shape) > 2 and recorder.values[origin].ndim == 2:
+            flattened = shape[1:]
+        origin = before
+    if isinstance(origin, fx.Node) and origin.op == "call_function" and origin.target is getitem:
+        origin = None
+    x, y = recorder.values[node.args[0]], recorder.values[end]
+    if isinstance(module, nn.Linear):
+        if x.ndim != 2:
+            raise GshwError(
+                f"layer {name!r} gets input of shape {tuple(x.shape)}; a Linear layer on the "
+                "engine needs (samples, features)"
+            )
+        size = (1, 1)
+    else:
+        size = (1, x.shape[2]) if x.ndim == 3 else (x.shape[2], x.shape[3])
+    layer = ModelLayer(
+        name=name,
+        module=module,
+        geometry=geometry,
+        index=_weight_index(module, flattened),
+        input_size=size,
+        batch_norm=batch_norm,
+        relu=relu,
+        source=ends.get(origin) if isinstance(origin, fx.Node) else None,
+        calibration={
+            "input": scale_statistic(x),
+            "input_low": float(x.min()),
+            "output": scale_statistic(y),
+        },
+    )
+    return layer, end
