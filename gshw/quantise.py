@@ -15,6 +15,7 @@ from gshw.errors import GshwError
 from gshw.geometry import Geometry
 
 MIN_SHIFT, MAX_SHIFT = 1, 47
+_LEAST_SCALE = 2.0**-31
 FIXED_POINT_ERROR = 2.0**-16
 """Largest relative error of :func:`to_fixed`."""
 
@@ -111,8 +112,10 @@ def row_scales(config: EngineConfig, layer: FloatLayer) -> NDArray[np.float64]:
             f"{config.accumulator_width}-bit accumulator"
         )
     need = (weights.sum(axis=1) * reach + np.abs(layer.bias) / layer.input_scale) / limit
-    scale = np.maximum(peak, need)
-    return np.where(scale > 0, scale, 1.0)
+    # A row without weights (or with tiny ones) has only its bias to represent: any scale that
+    # to_fixed can express will do, and this one is finer than any output code can show.
+    representable = layer.output_scale / layer.input_scale * _LEAST_SCALE
+    return np.maximum(np.maximum(peak, need), representable)
 
 
 def _check_finite(layer: FloatLayer) -> None:

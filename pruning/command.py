@@ -18,7 +18,7 @@ from gshw.artefact import EncodedModel, save_model
 from gshw.config import EngineConfig, load_config
 from gshw.errors import GshwError
 from gshw.files import write_atomically
-from gshw.report import layer_table, print_wide
+from gshw.report import layer_table, print_wide, write_record
 from gshw.simulate import explain_layer, input_size
 from pruning.export import export, state_tensors
 from pruning.layers import analyse
@@ -157,6 +157,7 @@ def prune_command(arguments: argparse.Namespace, console: Console) -> int:
     rows = _report(
         console, config.engine, encoded, plan, f"{arguments.factory} on {config.name} (cycle law)"
     )
-    _write_json(arguments.json, config, arguments, {"layers": rows, "kept_dense": plan.kept_dense})
+    data = {"layers": rows, "kept_dense": plan.kept_dense}
+    write_record(arguments.json, config, arguments.raw, arguments.seed, data)
     print(arguments.output)
     return 0
