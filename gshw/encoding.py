@@ -418,7 +418,7 @@ def _pack_in_column_order(
     first = np.cumsum(in_slot) - in_slot
     rank = np.arange(slot.size) - first[slot]
     per_row = config.lanes_per_row
-    groups = -(-in_slot // per_row).reshape(n_bundles, config.rows).max(axis=1)
+    groups = (-(-in_slot // per_row)).reshape(n_bundles, config.rows).max(axis=1)
     return groups, edges.slot * per_row + rank % per_row, rank // per_row
 
 

@@ -38,7 +38,7 @@ def plot_mask(path: Path, config: EngineConfig, name: str, projection: Projectio
     picture = np.where(mask, bank[None, :], np.nan)
     colours = matplotlib.colormaps["turbo"].resampled(config.lanes)
     figure, (left, right) = plt.subplots(
-        1, 2, figsize=(13, 4.5), gridspec_kw={"width_ratios": [4, 1]}
+        1, 2, figsize=(13, 4.5), width_ratios=[4, 1], layout="constrained"
     )
     drawn = left.imshow(
         picture,
@@ -62,8 +62,8 @@ def plot_mask(path: Path, config: EngineConfig, name: str, projection: Projectio
     banks = (np.arange(whole.shape[1]) // config.block) % config.lanes
     counts = np.bincount(banks, weights=whole.sum(axis=0), minlength=config.lanes) / config.block
     right.barh(np.arange(config.lanes), counts, color=colours(np.arange(config.lanes)))
-    right.set(title="first bundle: blocks per bank", xlabel="blocks kept", ylabel="bank")
-    right.invert_yaxis()
+    right.set(title="first bundle", xlabel="blocks kept", ylabel="bank")
+    right.set_ylim(config.lanes - 0.5, -0.5)
     _save(figure, path)
 
 
