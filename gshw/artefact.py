@@ -9,8 +9,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from gshw.config import EngineConfig, Gather
-from gshw.encoding import IDLE_BANK, EncodedLayer, Requantisation
+from gshw.config import EngineConfig, Gather, Routing
+from gshw.encoding import (
+    IDLE_BANK,
+    EncodedLayer,
+    Requantisation,
+    check_requantisation,
+    decode_weights,
+)
 from gshw.errors import GshwError
 from gshw.files import write_atomically
 from gshw.geometry import Geometry, LayerKind
@@ -108,11 +114,28 @@ def load_model(path: Path | str, config: EngineConfig) -> EncodedModel:
     try:
         with safe_open(str(path), "np") as archive:
             metadata = archive.metadata() or {}
+            _check_metadata(path, config, metadata)
             tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise GshwError(f"{path}: no such file") from None
-    except (SafetensorError, OSError, ValueError) as error:
+    except GshwError:
+        raise
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise GshwError(f"{path}: truncated, or not a safetensors file: {error}") from None
+    try:
+        entries = json.loads(metadata["layers"])
+        layers = {entry["name"]: _layer(config, entry, tensors) for entry in entries}
+        chain = tuple(json.loads(metadata["chain"]))
+        provenance = json.loads(metadata["provenance"])
+    except GshwError as error:
+        raise GshwError(f"{path}: {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise GshwError(f"{path}: metadata is incomplete: {error}") from None
+    return EncodedModel(layers=layers, chain=chain, provenance=provenance)
+
+
+def _check_metadata(path: Path | str, config: EngineConfig, metadata: dict[str, str]) -> None:
+    """Refuse a foreign file before its tensors are read."""
     if metadata.get("format") != FORMAT:
         raise GshwError(f"{path}: not an encoded model (metadata format must be {FORMAT!r})")
     if metadata.get("version") != str(FORMAT_VERSION):
@@ -124,16 +147,6 @@ def load_model(path: Path | str, config: EngineConfig) -> EncodedModel:
             f"{path}: was encoded for the engine {metadata.get('config_hash', '')[:8]}, "
             f"not for {config.hash[:8]}"
         )
-    try:
-        entries = json.loads(metadata["layers"])
-        layers = {entry["name"]: _layer(config, entry, tensors) for entry in entries}
-        chain = tuple(json.loads(metadata["chain"]))
-        provenance = json.loads(metadata["provenance"])
-    except GshwError as error:
-        raise GshwError(f"{path}: {error}") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise GshwError(f"{path}: metadata is incomplete: {error}") from None
-    return EncodedModel(layers=layers, chain=chain, provenance=provenance)
 
 
 def _layer(config: EngineConfig, entry: dict, tensors: dict[str, NDArray]) -> EncodedLayer:
@@ -200,25 +213,40 @@ def _check_tensors(config: EngineConfig, layer: EncodedLayer) -> None:
     for key, shape in shapes.items():
         found = getattr(layer, key).shape
         require(found == shape, f"{key} must have shape {shape}, not {found}")
+    bundles = layer.row.reshape(n_bundles, config.rows)
     require(
-        np.array_equal(np.sort(layer.row[layer.row >= 0]), np.arange(n_rows)),
-        f"row must hold every row 0..{n_rows - 1} once",
+        np.array_equal(np.sort(layer.row[layer.row >= 0]), np.arange(n_rows))
+        and bool((np.diff((bundles >= 0).astype(np.int8), axis=1) <= 0).all()),
+        f"row must hold every row 0..{n_rows - 1} once, and -1 only at the end of a bundle",
     )
     n_words = layer.geometry.n_words(config)
     require(
         not n_groups or (layer.offset.min() >= 0 and layer.offset.max() < n_words),
         f"offset must be within 0..{n_words - 1}",
     )
-    if config.gather is Gather.SCHEDULED:
-        legal = (np.sort(layer.bank, axis=1) == np.arange(lanes)).all()
-        require(bool(legal), "bank must be a permutation of the banks in every group")
+    idle = layer.bank == IDLE_BANK
+    if config.gather is Gather.ARBITRATED:
+        require(
+            bool(((layer.bank < lanes) | idle).all()),
+            f"bank must be below {lanes}, or {IDLE_BANK} for an idle lane",
+        )
+        require(not layer.value[idle].any(), "an idle lane must have weights of zero")
     else:
-        legal = ((layer.bank < lanes) | (layer.bank == IDLE_BANK)).all()
-        require(bool(legal), f"bank must be below {lanes}, or {IDLE_BANK} for an idle lane")
+        wanted = np.arange(lanes)
+        given = layer.bank if config.routing is Routing.DIRECT else np.sort(layer.bank, axis=1)
+        rule = (
+            "lane l must be fed by bank l"
+            if config.routing is Routing.DIRECT
+            else ("bank must be a permutation of the banks in every group")
+        )
+        require(bool((given == wanted).all()), rule)
     require(
         not n_groups or int(np.abs(layer.value.astype(np.int64)).max()) <= config.max_weight,
         f"value must be within +-{config.max_weight}",
     )
-    for key in ("bias", "multiplier", "shift"):
-        found = getattr(layer.requantisation, key).shape
-        require(found == (n_rows,), f"{key} must have shape {(n_rows,)}, not {found}")
+    weights = decode_weights(config, layer)
+    require(
+        np.count_nonzero(weights) == np.count_nonzero(layer.value),
+        "two slots hold the same weight of the matrix",
+    )
+    check_requantisation(config, layer.name, weights, layer.requantisation)

@@ -12,6 +12,7 @@ from gshw import __version__
 from gshw.artefact import load_model
 from gshw.config import Config, load_config
 from gshw.errors import GshwError
+from gshw.golden import check_activations
 from gshw.image import LayerImage, save_image
 from gshw.plan import Plan
 from gshw.report import (
@@ -88,20 +89,25 @@ def _simulate(arguments: argparse.Namespace, console: Console) -> int:
     layers = _selected(arguments, config)
     inputs = _load_inputs(arguments)
     waves = arguments.waves
+    codes = {}
+    for name, layer in layers.items():
+        x = inputs
+        if x is None:
+            x = random_activations(engine, layer, arguments.samples, arguments.seed)
+        # Refuse bad input and layers that do not fit before the build, which takes a while.
+        codes[name] = check_activations(engine, layer, x)
+        Plan(engine, LayerImage(engine, layer), *codes[name].shape[:3])
     with console.status("building the simulation") if console.is_terminal else _Quiet():
         library = build_library(cached_core_verilog(engine), waves=waves is not None)
     reports: list[LayerReport] = []
     with CompiledEngine(engine, library, waves=waves) as device, progress_bar(console) as progress:
         for name, layer in layers.items():
             task = progress.add_task(name, total=None)
-            x = inputs
-            if x is None:
-                x = random_activations(engine, layer, arguments.samples, arguments.seed)
             _, report = simulate_layer(
                 engine,
                 layer,
                 device,
-                x,
+                codes[name],
                 lambda done, total, task=task: progress.update(task, completed=done, total=total),
             )
             reports.append(report)
@@ -191,10 +197,19 @@ def _prune(arguments: argparse.Namespace, console: Console) -> int:
     return prune_command(arguments, console)
 
 
+def build_rtl(config: Config, folder: Path) -> Path:
+    """Write the Verilog into ``folder`` and return the simulation library built from it."""
+    from gshw.verilate import build_library
+    from rtl_gen.emit import cached_core_verilog, generate
+
+    generate(config, folder, force=True)
+    return build_library(cached_core_verilog(config.engine))
+
+
 def _demo(arguments: argparse.Namespace, console: Console) -> int:
     from pruning.demo import demo_command
 
-    return demo_command(arguments, console)
+    return demo_command(arguments, console, build_rtl)
 
 
 def _fraction(text: str) -> float:

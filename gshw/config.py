@@ -308,7 +308,7 @@ class Config:
 
 
 def _toml_value(value: int | str) -> str:
-    return json.dumps(value) if isinstance(value, str) else str(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
 
 
 def _enum_value(kind: type[enum.Enum], key: str, value: object) -> enum.Enum:

@@ -39,6 +39,8 @@ class Cycles:
         Cycles in which the drain was busy; most overlap with issue.
     fill
         The rest: fetch, pipeline and last drain of every command.
+    conflicts
+        Arbitrated groups that needed more than one issue cycle.
     commands
         Commands run.
     """
@@ -49,6 +51,7 @@ class Cycles:
     stalls: int = 0
     drains: int = 0
     fill: int = 0
+    conflicts: int = 0
     commands: int = 0
 
     def __add__(self, other: "Cycles") -> "Cycles":
@@ -71,6 +74,7 @@ def command_cycles(
     n_groups: int,
     n_positions: int,
     ends_inside: bool = False,
+    n_conflicts: int = 0,
 ) -> Cycles:
     """Cycles of one command.
 
@@ -86,6 +90,8 @@ def command_cycles(
         Positions; 1 where ``ends_inside``.
     ends_inside
         The last bundle goes on in the next command: it is neither held nor drained.
+    n_conflicts
+        Arbitrated groups that need more than one issue cycle.
     """
     drain = bundle_drain.astype(np.int64).copy()
     if ends_inside:
@@ -114,6 +120,7 @@ def command_cycles(
         stalls=stalls,
         drains=int(drain.sum()) * n_positions,
         fill=total - issued * n_positions - stalls,
+        conflicts=n_conflicts * n_positions,
         commands=1,
     )
 
@@ -125,9 +132,8 @@ def tile_cycles(
     pointer = image.group_ptr[tile.bundle_start : tile.bundle_stop + 1].copy()
     pointer[0] = tile.group_start
     pointer[-1] = tile.group_stop
-    running = np.concatenate(
-        [[0], np.cumsum(image.group_cycles[tile.group_start : tile.group_stop])]
-    )
+    cycles = image.group_cycles[tile.group_start : tile.group_stop]
+    running = np.concatenate([[0], np.cumsum(cycles)])
     return command_cycles(
         config,
         np.diff(running[pointer - tile.group_start]),
@@ -135,6 +141,7 @@ def tile_cycles(
         tile.group_stop - tile.group_start,
         n_positions,
         tile.ends_inside,
+        n_conflicts=int(np.count_nonzero(cycles > 1)),
     )
 
 

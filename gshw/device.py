@@ -67,6 +67,7 @@ def command_words(
         int(requantisation.signed_input),
         requantisation.low & code_mask,
         requantisation.high & code_mask,
+        int(command.continues),
     ]
     return np.array(values, dtype=np.uint32)
 

@@ -186,10 +186,15 @@ def order_for_drain(config: EngineConfig, rows: list[int]) -> list[int]:
     return together + rest
 
 
-def execution_order(config: EngineConfig, row_order: NDArray) -> NDArray[np.int32]:
-    """Cut a row order into bundles, order each for draining, and pad the last with -1."""
-    n_rows = row_order.size
-    if n_rows < 1 or not np.array_equal(np.sort(row_order), np.arange(n_rows)):
+def execution_order(config: EngineConfig, row_order: NDArray, n_rows: int) -> NDArray[np.int32]:
+    """Cut a row order into bundles, order each for draining, and pad the last with -1.
+
+    Raises
+    ------
+    GshwError
+        When ``row_order`` is no permutation of ``n_rows`` rows.
+    """
+    if not np.array_equal(np.sort(row_order), np.arange(n_rows)):
         raise GshwError(f"row order must be a permutation of the {n_rows} rows")
     n_bundles = -(-n_rows // config.rows)
     row = np.full(n_bundles * config.rows, -1, dtype=np.int32)
@@ -248,8 +253,11 @@ def _kept_blocks(config: EngineConfig, kept: NDArray[np.bool_], row: NDArray) ->
 
 
 def _check_weights(config: EngineConfig, name: str, weights: NDArray) -> None:
-    if weights.ndim != 2:
-        raise GshwError(f"layer {name!r}: weights must be a matrix, not of shape {weights.shape}")
+    if weights.ndim != 2 or 0 in weights.shape:
+        raise GshwError(
+            f"layer {name!r}: weights must be a matrix with rows and columns, "
+            f"not of shape {weights.shape}"
+        )
     if not np.issubdtype(weights.dtype, np.integer):
         raise GshwError(f"layer {name!r}: weights must be integers, not {weights.dtype}")
     peak = int(np.abs(weights.astype(np.int64)).max(initial=0))
@@ -280,9 +288,16 @@ def accumulator_bounds(
     return lowest, bias + np.maximum(0, positive * high + negative * low)
 
 
-def _check_requantisation(
+def check_requantisation(
     config: EngineConfig, name: str, weights: NDArray, requantisation: Requantisation
 ) -> None:
+    """Refuse an output stage that the hardware cannot hold, or an accumulator that may overflow.
+
+    Raises
+    ------
+    GshwError
+        Naming the layer, the rule and the value.
+    """
     n_rows = weights.shape[0]
     for key in ("bias", "multiplier", "shift"):
         shape = getattr(requantisation, key).shape
@@ -351,7 +366,7 @@ def encode_layer(
     """
     _check_weights(config, name, weights)
     n_rows = weights.shape[0]
-    _check_requantisation(config, name, weights, requantisation)
+    check_requantisation(config, name, weights, requantisation)
     if mask is not None:
         if mask.shape != weights.shape:
             raise GshwError(
@@ -360,7 +375,8 @@ def encode_layer(
             )
         if weights[~mask].any():
             raise GshwError(f"layer {name!r}: weights outside the mask must be zero")
-    row = execution_order(config, consecutive_rows(n_rows) if row_order is None else row_order)
+    order = consecutive_rows(n_rows) if row_order is None else np.asarray(row_order)
+    row = execution_order(config, order, n_rows)
     blocks = geometry.to_blocks(config, weights)
     kept = (
         blocks.any(axis=3)

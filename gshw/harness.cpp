@@ -88,6 +88,7 @@ void gshw_close(void* handle) { delete static_cast<Harness*>(handle); }
 uint64_t gshw_total_cycles(void* handle) { return static_cast<Harness*>(handle)->n_cycles; }
 
 // Each load takes n words of n_limbs 32-bit limbs for addresses address, address + 1, ...
+// A load's ready depends on registers only, so it is current before new inputs are evaluated.
 #define GSHW_LOAD(FUNCTION, STREAM)                                                              \
     void FUNCTION(void* handle, uint32_t address, uint32_t n, uint32_t n_limbs,                  \
                   const uint32_t* words) {                                                       \
@@ -97,7 +98,6 @@ uint64_t gshw_total_cycles(void* handle) { return static_cast<Harness*>(handle)-
         for (uint32_t i = 0; i < n; ++i) {                                                       \
             top->STREAM##_address = address + i;                                                 \
             put(top->STREAM##_data, words + static_cast<size_t>(i) * n_limbs);                   \
-            h->settle();                                                                         \
             while (!top->STREAM##_ready) h->tick();                                              \
             h->tick();                                                                           \
         }                                                                                        \
@@ -133,8 +133,8 @@ void gshw_read_scratchpad(void* handle, uint32_t address, uint32_t n, uint32_t n
 }
 
 // command: config_hash, group_base, n_groups, record_base, n_records, read_base, write_base,
-// counts, read steps, write steps, signed_input, low, high. Returns 0, or 1 for a refused command,
-// 2 when limit cycles were not enough, 4 for an address error.
+// counts, read steps, write steps, signed_input, low, high, continues. Returns 0, or 1 for a
+// refused command, 2 when limit cycles were not enough, 4 for an address error.
 int gshw_run(void* handle, const uint32_t* command, uint64_t limit, uint32_t* counters) {
     auto* h = static_cast<Harness*>(handle);
     auto* top = h->top.get();
@@ -161,6 +161,7 @@ int gshw_run(void* handle, const uint32_t* command, uint64_t limit, uint32_t* co
     top->command_signed_input = *next++;
     top->command_low = *next++;
     top->command_high = *next++;
+    top->command_continues = *next++;
     top->command_valid = 1;
     h->settle();
     uint64_t waited = 0;

@@ -1,9 +1,9 @@
 """The memory image: a layer packed bit for bit as the group and row buffers hold it.
 
 The image differs from the encoded layer in three ways. An empty bundle gets one filler group
-(all weights zero), because a group is what starts a drain; it costs no cycle, since draining the
-bundle takes at least one. The last group of a bundle carries its drain count. Offsets are
-resolved for the width of the stored map (``pitch``). ``docs/format.md`` shows the bits.
+(all weights zero), because a group is what starts a drain; it is hidden behind the drain of the
+bundle before, which takes at least one cycle. The last group of a bundle carries its drain count.
+Offsets are resolved for the width of the stored map (``pitch``). ``docs/format.md`` shows the bits.
 """
 
 import struct

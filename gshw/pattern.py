@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gshw.config import EngineConfig
-from gshw.encoding import consecutive_rows
 from gshw.errors import GshwError
 from gshw.geometry import Geometry
 
@@ -67,9 +66,13 @@ def check_mask(
         For a mask of the wrong shape, or one that keeps part of a block.
     """
     mask = np.asarray(mask, dtype=bool)
-    if mask.ndim != 2 or mask.shape[1] != geometry.n_columns:
+    if mask.ndim != 2 or mask.shape[1] != geometry.n_columns or not len(mask):
         raise GshwError(f"mask must have shape (rows, {geometry.n_columns}), not {mask.shape}")
-    order = consecutive_rows(len(mask)) if row_order is None else np.asarray(row_order)
+    order = np.arange(len(mask)) if row_order is None else np.asarray(row_order)
+    whole_numbers = np.issubdtype(order.dtype, np.integer)
+    if not whole_numbers or not np.array_equal(np.sort(order), np.arange(len(mask))):
+        raise GshwError(f"row order must be a permutation of the {len(mask)} rows")
+    order = order.astype(np.int64)
     kept = geometry.to_blocks(config, mask)
     real = geometry.to_blocks(config, np.ones_like(mask))
     whole = kept.any(axis=3)

@@ -14,8 +14,8 @@ FETCH_LATENCY = 2
 BANK_LATENCY = 2
 """Memory read, memory output register."""
 MULTIPLY_LATENCY = 1
-REQUANTISE_LATENCY = 6
-"""Bias, partial products, product, coarse shift, fine shift, round and clamp."""
+REQUANTISE_LATENCY = 7
+"""Bias, partial products, product, coarse shift, fine shift, round and saturate, clamp."""
 SCATTER_LATENCY = 1
 
 

@@ -37,6 +37,8 @@ class Command:
         Positions along each loop, innermost first, each 1..2**16 - 1.
     read_strides, write_strides
         Words between neighbours along each loop.
+    continues
+        The first bundle began in the command before: its sums go on.
     """
 
     group_base: int
@@ -48,6 +50,7 @@ class Command:
     counts: tuple[int, int, int]
     read_strides: tuple[int, int, int]
     write_strides: tuple[int, int, int]
+    continues: bool = False
 
     @property
     def n_positions(self) -> int:
@@ -189,7 +192,10 @@ class Plan:
             )
         shape = best[1]
         per_column = -(-self._n_items(*shape) // columns)
-        return shape, min(per_column, depth // self._item_words(*shape), (1 << COUNT_WIDTH) - 1)
+        most = min(depth // self._item_words(*shape), (1 << COUNT_WIDTH) - 1)
+        # Every stream tile runs all its sets, so spread the items evenly over the tiles.
+        n_tiles = -(-per_column // most)
+        return shape, -(-per_column // n_tiles)
 
     def _check_buffers(self) -> None:
         worst = int(self.image.drain.max())
@@ -325,6 +331,7 @@ class Plan:
             counts=(width, height, self.n_sets) if position is None else (1, 1, 1),
             read_strides=read,
             write_strides=write,
+            continues=tile.starts_inside,
         )
 
 

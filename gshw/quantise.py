@@ -30,7 +30,7 @@ def to_fixed(scale: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.
     Parameters
     ----------
     scale
-        Any shape, each in [2**-32, 2**15 - 2**-2].
+        Any shape, each from 2**-32 to below 2**15 - 2**-2.
 
     Returns
     -------
@@ -93,13 +93,19 @@ class FloatLayer:
     row_order: NDArray | None = None
 
 
+def kept_weights(layer: FloatLayer) -> NDArray[np.float64]:
+    """The weights with zeros outside the mask."""
+    weights = layer.weights.astype(np.float64)
+    return weights if layer.mask is None else np.where(layer.mask, weights, 0.0)
+
+
 def row_scales(config: EngineConfig, layer: FloatLayer) -> NDArray[np.float64]:
     """Float value of one weight code, per row.
 
     The larger of ``max abs(w) / max_weight`` and the least scale for which the row's worst
     accumulator, bias included, provably fits ``accumulator_width`` bits.
     """
-    weights = np.abs(layer.weights.astype(np.float64))
+    weights = np.abs(kept_weights(layer))
     peak = weights.max(axis=1, initial=0.0) / config.max_weight
     low, high = config.activation_range(layer.signed_input)
     reach = max(-low, high)
@@ -125,6 +131,11 @@ def _check_finite(layer: FloatLayer) -> None:
             raise GshwError(
                 f"layer {layer.name!r}: {key} must be finite, not {values[place]} at {place}"
             )
+    if layer.mask is not None and layer.mask.shape != layer.weights.shape:
+        raise GshwError(
+            f"layer {layer.name!r}: mask must have the weights' shape {layer.weights.shape}, "
+            f"not {layer.mask.shape}"
+        )
     for key in ("input_scale", "output_scale"):
         value = getattr(layer, key)
         if not (np.isfinite(value) and value > 0):
@@ -140,11 +151,8 @@ def quantise_layer(config: EngineConfig, layer: FloatLayer) -> EncodedLayer:
         For NaN or infinite values, or a layer that the accumulator cannot hold.
     """
     _check_finite(layer)
-    weights = layer.weights.astype(np.float64)
-    if layer.mask is not None:
-        weights = np.where(layer.mask, weights, 0.0)
     scale = row_scales(config, layer)
-    codes = np.rint(weights / scale[:, None]).astype(np.int16)
+    codes = np.rint(kept_weights(layer) / scale[:, None]).astype(np.int16)
     try:
         multiplier, shift = to_fixed(layer.input_scale * scale / layer.output_scale)
     except GshwError as error:

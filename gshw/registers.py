@@ -14,7 +14,8 @@ COUNTERS = {
 
 ERRORS = {
     "config_hash": "a command for another engine was refused",
-    "command": "a command with an empty loop or a range outside a buffer was refused",
-    "address": "a scratchpad address beyond the bank depth was computed",
+    "command": "a command with an empty loop or a range outside a buffer was refused, "
+    "or a bundle drained in a command without records",
+    "address": "base plus offset, or base plus result word, went beyond the bank depth",
 }
 """Sticky error flags, cleared by ``clear_errors`` or reset."""

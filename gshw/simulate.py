@@ -170,7 +170,7 @@ def _counter_difference(run: LayerRun, cycles: Cycles) -> str | None:
         groups=cycles.groups,
         stalls=cycles.stalls,
         drains=cycles.drains,
-        conflicts=run.counters.conflicts,
+        conflicts=cycles.conflicts,
         replays=cycles.replays,
     )
     return None if law == run.counters else f"counters are {run.counters}, the law says {law}"

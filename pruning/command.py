@@ -44,9 +44,12 @@ def load_factory(name: str) -> nn.Module:
         sys.path.insert(0, "")
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise GshwError(f"{name}: cannot be imported: {error}") from None
-    model = factory() if callable(factory) and not isinstance(factory, nn.Module) else factory
+    try:
+        model = factory() if callable(factory) and not isinstance(factory, nn.Module) else factory
+    except Exception as error:
+        raise GshwError(f"{name}: raised {type(error).__name__}: {error}") from None
     if not isinstance(model, nn.Module):
         raise GshwError(f"{name}: must return a torch.nn.Module, not {type(model).__name__}")
     return model

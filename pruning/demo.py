@@ -3,6 +3,7 @@
 import argparse
 import copy
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -24,7 +25,6 @@ from gshw.quantise import quantise_activations
 from gshw.report import print_wide, progress_bar, write_record
 from gshw.runtime import run_layer
 from gshw.simulate import LayerReport, chain_input, dense_twin, simulate_layer
-from gshw.verilate import build_library
 from pruning.digits import Digits, accuracy, channels_last, digits, network, train
 from pruning.export import export
 from pruning.layers import analyse
@@ -280,7 +280,13 @@ def _draw(
 
 
 def run_demo(
-    config: Config, folder: Path, effort: Effort, seed: int, progress: Progress, note
+    config: Config,
+    folder: Path,
+    effort: Effort,
+    seed: int,
+    progress: Progress,
+    note: Callable[[str], None],
+    build_rtl: Callable[[Config, Path], Path],
 ) -> tuple[float, list[Case]]:
     """Everything the demo does, without printing tables.
 
@@ -288,14 +294,14 @@ def run_demo(
     ----------
     note
         Called with one line per stage.
+    build_rtl
+        Writes the Verilog into a folder and returns the simulation library.
 
     Returns
     -------
     dense accuracy, cases
         GS, unstructured and block masks at each sparsity.
     """
-    from rtl_gen.emit import cached_core_verilog, generate
-
     engine = config.engine
     data = digits()
     torch.manual_seed(seed)
@@ -306,8 +312,7 @@ def run_demo(
     dense_accuracy = accuracy(model, data)
     note(f"dense float accuracy {100 * dense_accuracy:.1f} %")
     progress.update(task, advance=1, description="generating the Verilog, building the simulation")
-    generate(config, folder / "verilog", force=True)
-    rtl = _Rtl(engine, build_library(cached_core_verilog(engine)))
+    rtl = _Rtl(engine, build_rtl(config, folder / "verilog"))
     progress.update(task, advance=1)
     cases, last_plan = [], PruningPlan()
     for sparsity in SPARSITIES:
@@ -333,7 +338,9 @@ def run_demo(
     return dense_accuracy, cases
 
 
-def demo_command(arguments: argparse.Namespace, console: Console) -> int:
+def demo_command(
+    arguments: argparse.Namespace, console: Console, build_rtl: Callable[[Config, Path], Path]
+) -> int:
     """Run the demo and write ``report.md``, ``report.json`` and the plots."""
     config = load_config(arguments.config)
     effort = QUICK if arguments.quick else FULL
@@ -344,7 +351,7 @@ def demo_command(arguments: argparse.Namespace, console: Console) -> int:
     started = time.monotonic()
     with progress_bar(console) as progress:
         dense_accuracy, cases = run_demo(
-            config, folder, effort, arguments.seed, progress, progress.console.print
+            config, folder, effort, arguments.seed, progress, progress.console.print, build_rtl
         )
     print_wide(console, summary_table(config.engine, dense_accuracy, cases))
     write_atomically(

@@ -135,14 +135,20 @@ def module_geometry(config: EngineConfig, name: str, module: nn.Module) -> Geome
     return unfolded if 2 * unfolded.n_words(config) <= plain.n_words(config) else plain
 
 
-def _weight_index(module: nn.Module, flattened: tuple[int, ...] | None) -> NDArray[np.int64]:
+def _weight_index(
+    name: str, module: nn.Module, flattened: tuple[int, ...] | None
+) -> NDArray[np.int64]:
     shape = tuple(module.weight.shape)
     index = conv_matrix(np.arange(int(np.prod(shape))).reshape(shape))
     if flattened is not None:
         # Torch flattens (channel, y, x); the engine keeps channels last.
         channels, *pixels = flattened
+        if index.shape[1] != channels * int(np.prod(pixels)):
+            raise GshwError(
+                f"layer {name!r} reads a reshaped {flattened} as {index.shape[1]} features; "
+                "supported is a flatten of all channels and pixels of a sample"
+            )
         order = np.arange(index.shape[1]).reshape(channels, -1).T.reshape(-1)
-        assert order.size == channels * int(np.prod(pixels))
         index = index[:, order]
     return index
 
@@ -215,6 +221,8 @@ def analyse(config: EngineConfig, model: nn.Module, example: Tensor) -> list[Mod
         For an unsupported layer, a model that cannot be traced or run, or one that reuses a layer.
     """
     check_supported(model)
+    if not torch.isfinite(example).all():
+        raise GshwError("calibration samples must be finite")
     model.eval()
     try:
         traced = fx.symbolic_trace(model)
@@ -255,6 +263,8 @@ def _layer(
     ends: dict[fx.Node, str],
 ) -> tuple[ModelLayer, fx.Node]:
     name = str(node.target)
+    if not node.args:
+        raise GshwError(f"layer {name!r} must be called with its input as positional argument")
     geometry = module_geometry(config, name, module)
     end, batch_norm = node, None
     following = _single_user(node)
@@ -282,12 +292,18 @@ def _layer(
             )
         size = (1, 1)
     else:
-        size = (1, x.shape[2]) if x.ndim == 3 else (x.shape[2], x.shape[3])
+        n_dimensions = 3 if isinstance(module, nn.Conv1d) else 4
+        if x.ndim != n_dimensions:
+            raise GshwError(
+                f"layer {name!r} gets input of shape {tuple(x.shape)}; a {type(module).__name__} "
+                "layer on the engine needs a batch of samples"
+            )
+        size = (1, x.shape[2]) if n_dimensions == 3 else (x.shape[2], x.shape[3])
     layer = ModelLayer(
         name=name,
         module=module,
         geometry=geometry,
-        index=_weight_index(module, flattened),
+        index=_weight_index(name, module, flattened),
         input_size=size,
         batch_norm=batch_norm,
         relu=relu,

@@ -13,7 +13,7 @@ class WeightMask(nn.Module):
 
     def __init__(self, mask: Tensor) -> None:
         super().__init__()
-        self.register_buffer("mask", mask.bool())
+        self.register_buffer("mask", mask.bool().clone())
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight * self.mask

@@ -4,8 +4,9 @@ GS(B, k): source arXiv 2112.10898 for the pattern; the solvers are ours. Horizon
 only sorting and are exact for a free number of groups per row. With several rows per bundle the
 mask is exact for its number of groups in every bundle: rows start with their own largest blocks,
 then single blocks move along best paths from banks that have too many to banks that have too few
-(successive shortest paths of the transportation problem). The split of the layer's budget over
-bundles is by rounding, within 0.1 % of the best.
+(successive shortest paths of the transportation problem). The layer's budget is split over bundles
+by exchanging groups until no exchange gains; the best score is concave in the groups of a bundle,
+so that split is the best one too. Only a partial last bundle keeps its rounded share.
 """
 
 import enum
@@ -206,9 +207,11 @@ def _bundled(
     np.add.at(in_bundle, np.arange(n_rows) // config.rows, above[order])
     weight = rows_in * config.lanes_per_row
     wanted = in_bundle * (n_kept / max(1, above.sum())) / weight
-    groups = _split_budget(wanted, weight, n_kept, config.rows * capacity)
+    most = config.rows * capacity
+    groups = _split_budget(wanted, weight, n_kept, most)
     ranking = np.argsort(-blocks, axis=1, kind="stable")
     ranked = np.take_along_axis(blocks, ranking, axis=1)
+    _exchange_groups(config, ranked, position, groups, most, rows_in == config.rows)
     counts = np.zeros((n_bundles * config.rows, n_banks), dtype=np.int64)
     _solve_bundles(ranked, position, groups, config.rows, config.lanes_per_row, counts)
     depth = np.zeros((n_rows, n_banks), dtype=np.int64)
@@ -216,6 +219,60 @@ def _bundled(
     rank = np.empty_like(ranking)
     np.put_along_axis(rank, ranking, np.arange(n_words)[None, :, None], axis=1)
     return rank < depth[:, None, :]
+
+
+def _exchange_groups(
+    config: EngineConfig,
+    ranked: NDArray,
+    position: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    most: int,
+    full: NDArray[np.bool_],
+) -> None:
+    """Move groups between full bundles, in place, until no move gains: the best split.
+
+    The best score of a bundle is concave in its groups, so a split is optimal iff no bundle gains
+    more from one group than another loses by one.
+    """
+
+    def scores_at(bundles: NDArray, counts: NDArray) -> NDArray[np.float64]:
+        rows = position.reshape(-1, config.rows)[bundles].reshape(-1)
+        legal = np.clip(counts, 0, most)
+        found = np.zeros((rows.size, config.lanes), dtype=np.int64)
+        _solve_bundles(ranked, rows, legal, config.rows, config.lanes_per_row, found)
+        values = np.zeros(len(bundles))
+        _kept_scores(ranked, rows, config.rows, found, values)
+        return np.where(legal == counts, values, -np.inf)
+
+    bundles = np.flatnonzero(full)
+    if len(bundles) < 2:
+        return
+    value = scores_at(bundles, groups[bundles])
+    gain = scores_at(bundles, groups[bundles] + 1) - value
+    loss = value - scores_at(bundles, groups[bundles] - 1)
+    while True:
+        to, source = int(np.argmax(gain)), int(np.argmin(loss))
+        if to == source or not gain[to] > loss[source] * (1.0 + 1e-12):
+            return
+        groups[bundles[to]] += 1
+        groups[bundles[source]] -= 1
+        loss[to], gain[source] = gain[to], loss[source]
+        changed = bundles[[to, source]]
+        value = scores_at(changed, groups[changed])
+        gain[to] = scores_at(changed[:1], groups[changed[:1]] + 1)[0] - value[0]
+        loss[source] = value[1] - scores_at(changed[1:], groups[changed[1:]] - 1)[0]
+
+
+@njit(cache=True, parallel=True)
+def _kept_scores(ranked, position, rows, counts, values):
+    for bundle in prange(values.size):
+        total = 0.0
+        for slot in range(bundle * rows, (bundle + 1) * rows):
+            row = position[slot]
+            for bank in range(counts.shape[1]):
+                for rank in range(counts[slot, bank]):
+                    total += ranked[row, rank, bank]
+        values[bundle] = total
 
 
 @njit(cache=True)
@@ -267,7 +324,7 @@ def _solve_bundle(ranked, n_groups, per_row, count):
     reach = np.empty(n_banks)
     came = np.empty(n_banks, dtype=np.int64)
     # A path must gain more than rounding noise, or ties could close a cycle.
-    tolerance = 1e-12 * (1.0 + _largest(ranked))
+    tolerance = 1e-12 * _largest(ranked)
     while True:
         for bank in range(n_banks):
             reach[bank] = 0.0 if surplus[bank] > 0 else -np.inf

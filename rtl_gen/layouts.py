@@ -72,6 +72,7 @@ def command_layout(config: EngineConfig) -> data.StructLayout:
             "signed_input": 1,
             "low": signed(config.activation_width + 1),
             "high": signed(config.activation_width + 1),
+            "continues": 1,
         }
     )
 

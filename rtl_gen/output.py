@@ -31,6 +31,8 @@ class DrainControl(wiring.Component):
         The accumulators' next rows follow.
     pass_end
         The last record of a pass is being drained.
+    missing
+        A bundle drains, but the command has no records.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -45,6 +47,7 @@ class DrainControl(wiring.Component):
                 "record": Out(record_layout(config)),
                 "shift": Out(1),
                 "pass_end": Out(1),
+                "missing": Out(1),
             }
         )
 
@@ -57,6 +60,7 @@ class DrainControl(wiring.Component):
             self.shift.eq(self.active & self.i.payload.row.advance[0]),
             self.i.ready.eq(self.active),
             self.pass_end.eq(self.active & self.i.payload.last),
+            self.missing.eq(self.active & ~self.i.valid),
         ]
         with m.If(self.tag.valid & (self.tag.drain != 0)):
             m.d.sync += left.eq(self.tag.drain)
@@ -108,7 +112,9 @@ class Requantiser(wiring.Component):
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        low_width = MULTIPLIER_WIDTH
+        # The low part is unsigned, the high part keeps the sign and at least one bit.
+        low_width = min(MULTIPLIER_WIDTH, self._accumulator_width - 1)
+        high_width = self._accumulator_width - low_width
         product_width = self._accumulator_width + MULTIPLIER_WIDTH
 
         biased = Signal(signed(self._accumulator_width), reset_less=True)
@@ -116,15 +122,16 @@ class Requantiser(wiring.Component):
 
         multiplier = delay(m, self.multiplier, 1, "multiplier")
         product_low = Signal(low_width + MULTIPLIER_WIDTH, reset_less=True)
-        high_width = max(1, self._accumulator_width - low_width)
-        product_high = Signal(signed(high_width + MULTIPLIER_WIDTH + 1), reset_less=True)
+        product_high = Signal(signed(high_width + MULTIPLIER_WIDTH), reset_less=True)
         m.d.sync += [
             product_low.eq(biased[:low_width] * multiplier),
-            product_high.eq((biased >> low_width) * multiplier),
+            product_high.eq(biased[low_width:].as_signed() * multiplier),
         ]
 
         product = Signal(signed(product_width), reset_less=True)
-        m.d.sync += product.eq((product_high << low_width) + product_low)
+        upper = Signal(signed(high_width + MULTIPLIER_WIDTH))
+        m.d.comb += upper.eq(product_high + product_low[low_width:])
+        m.d.sync += product.eq(Cat(product_low[:low_width], upper))
 
         shift_less_1 = Signal(SHIFT_WIDTH)
         m.d.comb += shift_less_1.eq(self.shift - 1)
@@ -136,11 +143,20 @@ class Requantiser(wiring.Component):
         fine = Signal(signed(product_width), reset_less=True)
         m.d.sync += fine.eq(coarse >> fine_step)
 
-        rounded = Signal(signed(product_width + 1))
-        code = Signal(self._activation_width, reset_less=True)
+        # Two bits beyond a code are enough to clamp: saturate to them, then compare narrowly.
+        rounded = Signal(signed(product_width))
+        narrow = Signal(signed(self._activation_width + 2), reset_less=True)
+        top = rounded[len(narrow) - 1 :]
         m.d.comb += rounded.eq((fine + 1) >> 1)
+        m.d.sync += narrow.eq(rounded)
+        with m.If(~rounded[-1] & top.any()):
+            m.d.sync += narrow.eq((1 << (len(narrow) - 1)) - 1)
+        with m.Elif(rounded[-1] & ~top.all()):
+            m.d.sync += narrow.eq(-(1 << (len(narrow) - 1)))
+
+        code = Signal(self._activation_width, reset_less=True)
         m.d.sync += code.eq(
-            Mux(rounded < self.low, self.low, Mux(rounded > self.high, self.high, rounded))
+            Mux(narrow < self.low, self.low, Mux(narrow > self.high, self.high, narrow))
         )
         m.d.comb += self.o.eq(code)
         return m

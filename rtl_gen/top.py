@@ -36,6 +36,7 @@ _FIELDS = {
     "command_signed_input": "1: activations are two's complement",
     "command_low": "lowest output code, signed",
     "command_high": "highest output code, signed",
+    "command_continues": "1: the first bundle goes on from the command before",
     "load_scratchpad_address": "word address in every bank",
     "load_scratchpad_data": "one word per bank, bank 0 in the lowest bits",
     "load_group_address": "entry of the group buffer",

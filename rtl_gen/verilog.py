@@ -22,17 +22,17 @@ _WIRE_AGAIN = re.compile(r"^  wire (\[[^\]]*\] )?(\w+);\n", re.M)
 
 
 def _clear_by_loop(body: str) -> str:
-    """Replace runs of ``memory[i] = 0;`` by a loop."""
+    """Replace runs of ``memory[i] = 0;`` by a loop for simulators; synthesis needs no contents."""
     memories: dict[str, list] = {}
     for match in _ZERO_WORD.finditer(body):
         memories.setdefault(match[1], [0, match[2]])[0] += 1
     body = _ZERO_WORD.sub("", body)
     for name, (depth, width) in memories.items():
         loop = (
-            f"  integer {name}_word;\n"
+            f"`ifndef SYNTHESIS\n  integer {name}_word;\n"
             f"  initial for ({name}_word = 0; {name}_word < {depth}; "
             f"{name}_word = {name}_word + 1)\n"
-            f"    {name}[{name}_word] = {width}'h0;\n"
+            f"    {name}[{name}_word] = {width}'h0;\n`endif\n"
         )
         body = re.sub(
             rf"( +reg \[[^\]]*\] {re.escape(name)} \[[^\]]*\];\n)  initial begin\n  end\n",

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gshw import __version__, golden
+from gshw.cli import build_rtl
 from gshw.config import Config, EngineConfig, load_config, preset_names
 from gshw.device import CompiledEngine
 from gshw.encoding import EncodedLayer, Requantisation, encode_layer, scatter_rows
@@ -224,7 +225,7 @@ def bench_runner(results: Results, devices: dict) -> None:
     cocotb_rate = measured["cycles"] / measured["seconds"]
     table = Table(title="4. Simulation rate, v16x4 (64 MACs), one core")
     table.add_column("what")
-    table.add_column("cycles per second", justify="right")
+    table.add_column("cycles per CPU second", justify="right")
     table.add_row("compiled runner, engine busy (goal 1 M)", f"{engine_only:,.0f}")
     table.add_row("compiled runner, a layer with loads and read-back", f"{compiled:,.0f}")
     table.add_row("cocotb, the same layer", f"{cocotb_rate:,.0f}")
@@ -336,7 +337,7 @@ def bench_demo(results: Results, devices: dict) -> None:
     dense = []
     for seed in range(3):
         with tempfile.TemporaryDirectory() as folder, progress_bar(console) as progress:
-            found, cases = run_demo(config, Path(folder), FULL, seed, progress, lambda line: None)
+            found, cases = run_demo(config, Path(folder), FULL, seed, progress, str, build_rtl)
         dense.append(found)
         for case in cases:
             key = (case.pattern, case.sparsity)

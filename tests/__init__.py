@@ -1,0 +1,1 @@
+"""Tests of gshw and rtl_gen."""

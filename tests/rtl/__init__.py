@@ -1,0 +1,1 @@
+"""Tests of the RTL components in Amaranth's simulator."""

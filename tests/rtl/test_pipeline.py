@@ -1,0 +1,108 @@
+"""Every latency that a component states is the constant that the cycle law uses.
+
+That components keep the latency they state is tested beside each of them.
+"""
+
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+from amaranth.lib import wiring
+
+import rtl_gen
+from gshw.config import Gather, Routing
+from gshw.pipeline import (
+    BANK_LATENCY,
+    FETCH_LATENCY,
+    MULTIPLY_LATENCY,
+    REQUANTISE_LATENCY,
+    SCATTER_LATENCY,
+    Pipeline,
+    adder_tree_latency,
+    benes_latency,
+)
+from rtl_gen.buffers import LoopBuffer
+from rtl_gen.compute import AdderTree, MultiplierArray
+from rtl_gen.output import Requantiser, ScatterWriter
+from rtl_gen.routing import BenesNetwork, Crossbar, DirectRouting
+from rtl_gen.scratchpad import Scratchpad
+from tests.rtl.bench import not_built
+from tests.strategies import all_engines
+
+ROUTING = {
+    Routing.DIRECT: DirectRouting,
+    Routing.CROSSBAR: Crossbar,
+    Routing.BENES: BenesNetwork,
+}
+TESTED = {
+    LoopBuffer,
+    AdderTree,
+    MultiplierArray,
+    Requantiser,
+    ScatterWriter,
+    Scratchpad,
+    *ROUTING.values(),
+}
+
+
+def components_with_latency() -> set[type]:
+    found = set()
+    for module in pkgutil.iter_modules(rtl_gen.__path__):
+        for _, kind in inspect.getmembers(
+            importlib.import_module(f"rtl_gen.{module.name}"), inspect.isclass
+        ):
+            if issubclass(kind, wiring.Component) and hasattr(kind, "latency"):
+                found.add(kind)
+    return found
+
+
+def latency(component) -> int:
+    return not_built(component).latency
+
+
+def test_no_latency_is_forgotten():
+    assert components_with_latency() == TESTED
+
+
+@pytest.mark.parametrize("name", all_engines())
+def test_latencies_are_the_pipelines(name):
+    config = all_engines()[name]
+    pipeline = Pipeline(config)
+    n_products = config.lanes_per_row * config.block
+    product_width = config.weight_width + config.activation_width
+    routing = latency(ROUTING[config.routing](config.lanes, config.bank_width))
+    tree = latency(AdderTree(n_products, product_width, config.accumulator_width))
+    multiply = latency(MultiplierArray(config))
+    bank = latency(Scratchpad(config))
+    requantise = latency(Requantiser(config.accumulator_width, config.activation_width))
+    scatter = latency(ScatterWriter(config))
+
+    # From an accepted command, which is a cycle before the first of the law, to the first group.
+    assert latency(LoopBuffer(8, config.group_buffer_depth)) - 1 == FETCH_LATENCY
+    assert bank == BANK_LATENCY
+    assert multiply == MULTIPLY_LATENCY
+    assert requantise == REQUANTISE_LATENCY
+    assert scatter == SCATTER_LATENCY
+    assert routing == pipeline.routing
+    assert tree == pipeline.adder_tree
+    assert pipeline.address == (2 if config.gather is Gather.ARBITRATED else 1)
+    assert pipeline.route_delay == pipeline.address + bank
+    assert pipeline.weight_delay == pipeline.route_delay + routing
+    assert pipeline.accumulate == pipeline.weight_delay + multiply + tree
+    assert pipeline.drain == requantise + scatter
+
+
+@pytest.mark.parametrize(("n_inputs", "levels"), [(1, 0), (2, 1), (3, 2), (4, 2), (5, 3), (64, 6)])
+def test_adder_tree_levels(n_inputs, levels):
+    assert adder_tree_latency(n_inputs) == levels
+    assert latency(AdderTree(n_inputs, 8, 16)) == levels
+
+
+@pytest.mark.parametrize(
+    ("log2_lanes", "registers"), [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 6)]
+)
+def test_benes_registers(log2_lanes, registers):
+    """2 log2 B - 1 switch stages, two per register."""
+    assert benes_latency(log2_lanes) == registers
+    assert latency(BenesNetwork(1 << log2_lanes, 8)) == registers
