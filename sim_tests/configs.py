@@ -1,0 +1,123 @@
+"""Engines that the regression runs besides the presets: legal, and unlike any preset."""
+
+from pathlib import Path
+
+from gshw.config import Config, EngineConfig, Gather, Routing, TargetConfig, load_config
+
+
+def _odd(name: str, **engine) -> Config:
+    return Config(name=name, engine=EngineConfig(**engine), target=TargetConfig())
+
+
+ODD_CONFIGS = (
+    # The smallest Benes network is a single switch.
+    _odd("two_lanes", lanes=2, rows=2, bank_width=8, bank_depth=64, group_buffer_depth=128),
+    # Most banks there can be; shallow, because its group words are wide.
+    _odd(
+        "many_lanes",
+        lanes=64,
+        rows=8,
+        bank_width=8,
+        bank_depth=32,
+        drain_rows=2,
+        group_buffer_depth=64,
+        row_buffer_depth=32,
+    ),
+    _odd(
+        "nibbles",
+        lanes=8,
+        rows=8,
+        bank_width=16,
+        bank_depth=64,
+        columns=2,
+        activation_width=4,
+        weight_width=4,
+        accumulator_width=24,
+        drain_rows=2,
+    ),
+    _odd(
+        "wide_operands",
+        lanes=4,
+        rows=2,
+        bank_width=32,
+        bank_depth=64,
+        columns=2,
+        activation_width=16,
+        weight_width=16,
+    ),
+    # The narrowest accumulator that holds one product.
+    _odd(
+        "narrow_sums",
+        lanes=4,
+        rows=4,
+        bank_width=32,
+        bank_depth=64,
+        activation_width=4,
+        weight_width=16,
+        accumulator_width=20,
+        routing=Routing.CROSSBAR,
+    ),
+    _odd(
+        "three_columns",
+        lanes=8,
+        rows=4,
+        bank_width=48,
+        bank_depth=128,
+        columns=3,
+        accumulator_width=24,
+        drain_rows=2,
+    ),
+    _odd("drains_at_once", lanes=8, rows=8, bank_width=8, bank_depth=64, drain_rows=8),
+    _odd(
+        "block8",
+        lanes=4,
+        rows=1,
+        bank_width=64,
+        bank_depth=64,
+        accumulator_width=28,
+        routing=Routing.DIRECT,
+    ),
+    _odd(
+        "crossbar8",
+        lanes=16,
+        rows=8,
+        bank_width=8,
+        bank_depth=128,
+        drain_rows=4,
+        routing=Routing.CROSSBAR,
+    ),
+    _odd(
+        "arbitrated4",
+        lanes=8,
+        rows=4,
+        bank_width=16,
+        bank_depth=128,
+        drain_rows=2,
+        routing=Routing.CROSSBAR,
+        gather=Gather.ARBITRATED,
+    ),
+    # Layers are cut into tiles, and bundles into parts; depths are no powers of two.
+    _odd(
+        "small_buffers",
+        lanes=8,
+        rows=8,
+        bank_width=8,
+        bank_depth=64,
+        group_buffer_depth=60,
+        row_buffer_depth=30,
+    ),
+)
+
+ODD_ENGINES = ("three_columns", "small_buffers")
+"""Names of the odd engines that cocotb drives besides the presets."""
+
+COMPONENT_CONFIGS = ("tiny", "block16", "three_columns", "arbitrated4")
+"""Names of the engines whose components are tested one by one."""
+
+
+def find_config(source: str | Path) -> Config:
+    """An odd engine by its name, a preset by its name, or a file."""
+    for config in ODD_CONFIGS:
+        if config.name == source:
+            return config
+    return load_config(source)
