@@ -210,7 +210,7 @@ def bench_runner(results: Results, devices: dict) -> None:
 
     config = load_config("v16x4")
     device, case = _device(config, devices), rate_case(config.engine)
-    before, timed = device.total_cycles, TimedDevice(device)
+    before, timed = device.total_cycles, TimedDevice(device, time.thread_time)
     for _ in range(20):
         run = run_layer(config.engine, case.layer, timed, case.activations)
     compiled = (device.total_cycles - before) / timed.seconds
@@ -251,7 +251,7 @@ def _engine_rate(config: Config, device: CompiledEngine) -> float:
     x = rng.integers(0, 256, (4, 14, 14, 1024))
     best = 0.0
     for _ in range(3):
-        timed = TimedDevice(device)
+        timed = TimedDevice(device, time.thread_time)
         run = run_layer(config.engine, layer, timed, x)
         best = max(best, run.counters.cycles / timed.run_seconds)
     return best

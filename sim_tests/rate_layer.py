@@ -1,6 +1,6 @@
 """The layer on which the rates of the simulations are compared."""
 
-import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,14 @@ from sim_tests.layers import Case
 class TimedDevice:
     """A device that adds up the CPU seconds spent in it, without the software around it.
 
+    Parameters
+    ----------
+    device
+        Any :class:`gshw.device.Device`.
+    clock
+        CPU seconds so far: of this thread for a device that runs in it, so that idle threads that
+        spin for work do not count; of the process for one that runs in another thread.
+
     Attributes
     ----------
     seconds
@@ -22,8 +30,9 @@ class TimedDevice:
         In commands only.
     """
 
-    def __init__(self, device: Any) -> None:
+    def __init__(self, device: Any, clock: Callable[[], float]) -> None:
         self._device = device
+        self._clock = clock
         self.seconds = 0.0
         self.run_seconds = 0.0
 
@@ -31,9 +40,9 @@ class TimedDevice:
         method = getattr(self._device, name)
 
         def timed(*arguments):
-            started = time.process_time()
+            started = self._clock()
             result = method(*arguments)
-            spent = time.process_time() - started
+            spent = self._clock() - started
             self.seconds += spent
             self.run_seconds += spent if name == "run" else 0.0
             return result
