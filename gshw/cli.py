@@ -81,7 +81,7 @@ def _explain(arguments: argparse.Namespace, console: Console) -> int:
 
 def _simulate(arguments: argparse.Namespace, console: Console) -> int:
     from gshw.device import CompiledEngine
-    from gshw.verilate import build_library
+    from gshw.verilate import build_library, wave_format
     from rtl_gen.emit import cached_core_verilog
 
     config = load_config(arguments.config)
@@ -97,8 +97,10 @@ def _simulate(arguments: argparse.Namespace, console: Console) -> int:
         # Refuse bad input and layers that do not fit before the build, which takes a while.
         codes[name] = check_activations(engine, layer, x)
         Plan(engine, LayerImage(engine, layer), *codes[name].shape[:3])
-    with console.status("building the simulation") if console.is_terminal else _Quiet():
-        library = build_library(cached_core_verilog(engine), waves=waves is not None)
+    with console.status("building the simulation") if console.is_terminal else nullcontext():
+        library = build_library(
+            cached_core_verilog(engine), waves=wave_format(waves) if waves else None
+        )
     reports: list[LayerReport] = []
     with CompiledEngine(engine, library, waves=waves) as device, progress_bar(console) as progress:
         for name, layer in layers.items():
@@ -118,14 +120,6 @@ def _simulate(arguments: argparse.Namespace, console: Console) -> int:
     for report in wrong:
         print(f"layer {report.name!r} differs at {report.mismatch}", file=sys.stderr)
     return MISMATCH if wrong else 0
-
-
-class _Quiet:
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        return None
 
 
 def _load_array(path: Path) -> np.ndarray:
@@ -282,7 +276,7 @@ def _parser() -> argparse.ArgumentParser:
     simulate = add("simulate", _simulate, "run layers in RTL, compare with the golden model")
     add_model(simulate)
     simulate.add_argument("--input", type=Path, help=".npy of integer codes, channels last")
-    simulate.add_argument("--waves", type=Path, metavar="FST", help="write waves")
+    simulate.add_argument("--waves", type=Path, metavar="FILE", help="write waves, .vcd or .fst")
     simulate.add_argument("--seed", type=int, default=0, help="of random input")
     simulate.add_argument("--json", type=Path, help="report file")
 

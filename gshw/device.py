@@ -82,7 +82,7 @@ class CompiledEngine:
     library
         Made by :func:`gshw.verilate.build_library` from this engine's Verilog.
     waves
-        FST file to write; the library must have been built with waves.
+        File to write; the library must have been built with that format.
     cycle_limit
         Cycles after which a command counts as hung.
 

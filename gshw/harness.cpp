@@ -6,8 +6,14 @@
 
 #include "Vgshw_core.h"
 #include "verilated.h"
-#ifdef GSHW_WAVES
+#if defined(GSHW_FST)
 #include "verilated_fst_c.h"
+using Waves = VerilatedFstC;
+#define GSHW_WAVES
+#elif defined(GSHW_VCD)
+#include "verilated_vcd_c.h"
+using Waves = VerilatedVcdC;
+#define GSHW_WAVES
 #endif
 
 namespace {
@@ -20,7 +26,7 @@ struct Harness {
     std::unique_ptr<Vgshw_core> top;
     uint64_t n_cycles = 0;
 #ifdef GSHW_WAVES
-    std::unique_ptr<VerilatedFstC> waves;
+    std::unique_ptr<Waves> waves;
 #endif
 
     explicit Harness(const char* waves_path) {
@@ -30,7 +36,7 @@ struct Harness {
         top = std::make_unique<Vgshw_core>(&context);
 #ifdef GSHW_WAVES
         if (waves_path) {
-            waves = std::make_unique<VerilatedFstC>();
+            waves = std::make_unique<Waves>();
             top->trace(waves.get(), 99);
             waves->open(waves_path);
         }

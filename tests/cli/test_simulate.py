@@ -224,3 +224,15 @@ def test_no_command(capsys):
         main([])
     assert caught.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_waves(run, model, refused, tmp_path):
+    """VCD needs nothing beyond the compiler; the file holds the engine's ports."""
+    waves = tmp_path / "fc.vcd"
+    result = run("simulate", model, "--config", "tiny", "--layer", "fc", "--waves", waves)
+    assert result.status == 0
+    text = waves.read_text()
+    assert text.startswith("$version") and "counter_cycles" in text
+    other = tmp_path / "fc.txt"
+    line = refused("simulate", model, "--config", "tiny", "--layer", "fc", "--waves", other)
+    assert line == f"{other}: waves are written as .vcd or .fst"
