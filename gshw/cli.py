@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -90,6 +91,9 @@ def _simulate(arguments: argparse.Namespace, console: Console) -> int:
     layers = _selected(arguments, config)
     inputs = _load_inputs(arguments)
     waves = arguments.waves
+    kind = wave_format(waves) if waves else None
+    if waves and not waves.parent.is_dir():
+        raise GshwError(f"{waves}: cannot be written: no such folder")
     codes = {}
     for name, layer in layers.items():
         x = inputs
@@ -99,9 +103,7 @@ def _simulate(arguments: argparse.Namespace, console: Console) -> int:
         codes[name] = check_activations(engine, layer, x)
         Plan(engine, LayerImage(engine, layer), *codes[name].shape[:3])
     with console.status("building the simulation") if console.is_terminal else nullcontext():
-        library = build_library(
-            cached_core_verilog(engine), waves=wave_format(waves) if waves else None
-        )
+        library = build_library(cached_core_verilog(engine), waves=kind)
     reports: list[LayerReport] = []
     with CompiledEngine(engine, library, waves=waves) as device, progress_bar(console) as progress:
         for name, layer in layers.items():
@@ -141,7 +143,7 @@ def _load_inputs(arguments: argparse.Namespace) -> np.ndarray | None:
 
 
 def _check(arguments: argparse.Namespace, console: Console) -> int:
-    from gshw.geometry import Geometry
+    from gshw.geometry import Geometry, LayerKind
     from gshw.pattern import require_match
 
     config = load_config(arguments.config)
@@ -152,9 +154,17 @@ def _check(arguments: argparse.Namespace, console: Console) -> int:
             f"{mask.shape}"
         )
     order = None if arguments.rows is None else _load_array(arguments.rows)
-    require_match(
-        config.engine, mask, Geometry.linear(mask.shape[1]), order, name=str(arguments.mask)
+    channels = arguments.channels or mask.shape[1]
+    if not mask.shape[1] or mask.shape[1] % channels:
+        raise GshwError(
+            f"--channels must divide the mask's {mask.shape[1]} columns (taps x channels), "
+            f"not {channels}"
+        )
+    # Which bank a column falls on depends on its channel only, not on the taps' places.
+    geometry = Geometry(
+        kind=LayerKind.CONV2D, in_channels=channels, kernel=(1, mask.shape[1] // channels)
     )
+    require_match(config.engine, mask, geometry, order, name=str(arguments.mask))
     density = float(mask.mean())
     print(f"{arguments.mask}: matches {config.engine.pattern_name}, density {100 * density:.2f} %")
     return 0
@@ -177,8 +187,9 @@ def _test(arguments: argparse.Namespace, console: Console) -> int:
     benches = Path(__file__).resolve().parents[1] / "sim_tests"
     if not benches.is_dir():
         raise GshwError("the regression lives in sim_tests/ of a checkout, and none is here")
-    if importlib.util.find_spec("pytest") is None:
-        raise GshwError("the regression needs pytest: pip install 'gshw[dev]'")
+    for package in ("pytest", "cocotb"):
+        if importlib.util.find_spec(package) is None:
+            raise GshwError(f"the regression needs {package}: pip install 'gshw[dev]'")
     load_config(arguments.config)
     source = Path(arguments.config)
     config = source.resolve() if source.suffix == ".toml" else arguments.config
@@ -268,6 +279,9 @@ def _parser() -> argparse.ArgumentParser:
     check = add("check", _check, "does a mask match a config, and if not, where not")
     check.add_argument("mask", type=Path, metavar="MASK", help=".npy, bool, rows x columns")
     check.add_argument("--config", required=True, help="TOML file or preset")
+    check.add_argument(
+        "--channels", type=_positive, help="input channels of a convolution (default: all columns)"
+    )
     check.add_argument("--rows", type=Path, help=".npy, rows in bundle order")
 
     explain = add("explain", _explain, "where the cycles of every layer go, by the cycle law")
@@ -287,7 +301,7 @@ def _parser() -> argparse.ArgumentParser:
 
     test = add("test", _test, "run the cocotb regression for a config")
     test.add_argument("--config", required=True, help="TOML file or preset")
-    test.add_argument("pytest", nargs=argparse.REMAINDER, help="further arguments for pytest")
+    test.epilog = "arguments after -- go to pytest"
 
     demo = add("demo", _demo, "train, prune, encode and run a network in RTL, with a report")
     demo.add_argument("--config", default="v16x4", help="TOML file or preset (v16x4)")
@@ -300,13 +314,20 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; a user's mistake is one line on stderr and status 2."""
     raw = sys.argv[1:] if argv is None else argv
-    arguments = _parser().parse_args(raw)
-    arguments.raw = raw
+    own, rest = raw, []
+    if raw[:1] == ["test"] and "--" in raw:
+        own, rest = raw[: raw.index("--")], raw[raw.index("--") + 1 :]
+    arguments = _parser().parse_args(own)
+    arguments.raw, arguments.pytest = raw, rest
     try:
         return arguments.function(arguments, Console())
     except GshwError as error:
         print(f"gshw: {error}", file=sys.stderr)
         return USER_ERROR
+    except BrokenPipeError:
+        # The reader of a pipe has gone; keep the interpreter from flushing into it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("gshw: interrupted", file=sys.stderr)
         return 130

@@ -72,6 +72,14 @@ def command_words(
     return np.array(values, dtype=np.uint32)
 
 
+_RUN_ERRORS = {
+    1: "refused the command",
+    2: "did not finish",
+    3: "drained a bundle in a command without records",
+    4: "left a bank's range",
+}
+
+
 class CompiledEngine:
     """The verilated core in this process.
 
@@ -167,6 +175,5 @@ class CompiledEngine:
         )
         if status:
             self._library.gshw_clear_errors(self._handle)
-            reason = {1: "refused the command", 2: "did not finish", 4: "left a bank's range"}
-            raise GshwError(f"the engine {reason[status]}")
+            raise GshwError(f"the engine {_RUN_ERRORS[status]}")
         return Counters(**dict(zip((f.name for f in fields(Counters)), map(int, counters))))

@@ -140,7 +140,8 @@ void gshw_read_scratchpad(void* handle, uint32_t address, uint32_t n, uint32_t n
 
 // command: config_hash, group_base, n_groups, record_base, n_records, read_base, write_base,
 // counts, read steps, write steps, signed_input, low, high, continues. Returns 0, or 1 for a
-// refused command, 2 when limit cycles were not enough, 4 for an address error.
+// refused command, 2 when limit cycles were not enough, 3 when a bundle drained
+// without records, 4 for an address error.
 int gshw_run(void* handle, const uint32_t* command, uint64_t limit, uint32_t* counters) {
     auto* h = static_cast<Harness*>(handle);
     auto* top = h->top.get();
@@ -187,6 +188,7 @@ int gshw_run(void* handle, const uint32_t* command, uint64_t limit, uint32_t* co
                                         top->counter_stalls, top->counter_drains,
                                         top->counter_conflicts, top->counter_replays};
     std::memcpy(counters, values, sizeof(values));
+    if (top->error_command) return 3;
     return top->error_address ? 4 : 0;
 }
 

@@ -5,11 +5,11 @@ read these tables. Bit 0 of a word is bit 0 of its first field; element 0 of a f
 
 For the ``tiny`` preset (4 lanes, direct routing, 256 words per bank) a group word is::
 
-     64    32 31                    1  0
-    +--------+-----------------------+--+
-    | weight |        offset         |dr|
-    | 4 x 8  |         4 x 8         |1 |
-    +--------+-----------------------+--+
+      64..33   32..1      0
+    +--------+--------+-------+
+    | weight | offset | drain |
+    | 4 x 8  | 4 x 8  |   1   |
+    +--------+--------+-------+
 """
 
 from dataclasses import dataclass

@@ -137,7 +137,10 @@ def require_match(
 def highest_sparsity(config: EngineConfig, n_columns: int) -> float:
     """Highest sparsity of a layer of this many columns whose rows all keep weights, no padding.
 
-    One group per bundle: every row keeps ``lanes_per_row`` blocks.
+    One group per bundle: every row keeps ``lanes_per_row`` blocks. 0 where the columns leave a
+    bank empty, so that no balanced mask keeps anything.
     """
-    n_blocks = n_columns / config.block
-    return max(0.0, 1.0 - config.lanes_per_row / n_blocks)
+    n_blocks = -(-n_columns // config.block)
+    if n_blocks < config.lanes:
+        return 0.0
+    return max(0.0, 1.0 - config.lanes_per_row * config.block / n_columns)

@@ -335,11 +335,6 @@ class Plan:
         )
 
 
-def linear_input(n_samples: int) -> tuple[int, int, int]:
-    """(samples, height, width) of a linear layer's input."""
-    return n_samples, 1, 1
-
-
 def stored_items(
     config: EngineConfig, geometry: Geometry, plan: Plan, x: NDArray, tile: StreamTile
 ) -> NDArray:

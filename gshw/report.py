@@ -79,11 +79,13 @@ def pattern_drawing(config: EngineConfig) -> str:
         f"{config.rows} output row(s) with {k} slot(s) each, 1x{config.block} weights per slot.",
         "",
         "          " + " ".join(f"{bank:2d}" for bank in range(config.lanes)) + "  <- bank",
+        "(each number: the slot of its row that the bank feeds)",
     ]
     for row in range(shown):
         # Any permutation of the banks would do; an odd multiplier gives one that looks the part.
-        owners = [(bank * 5 + 3) % config.lanes // k for bank in range(config.lanes)]
-        cells = [" #" if owner == row else " ." for owner in owners]
+        direct = config.routing is Routing.DIRECT
+        lanes = [b if direct else (b * 5 + 3) % config.lanes for b in range(config.lanes)]
+        cells = [f"{lane % k:2d}" if lane // k == row else " ." for lane in lanes]
         lines.append(f"  row {row:3d} " + " ".join(cells))
     if shown < config.rows:
         lines.append(f"  ... {config.rows - shown} more rows; every bank is used exactly once")
@@ -133,6 +135,9 @@ def info_text(config: Config) -> str:
         f"hash {engine.hash}",
         f"target {config.target.device} at {config.target.clock_mhz} MHz: at most "
         f"{engine.macs_per_cycle * config.target.clock_mhz / 1000:.2f} G MAC/s on non-zero weights",
+        f"widths in bits: activation {engine.activation_width}, weight {engine.weight_width}, "
+        f"accumulator {engine.accumulator_width}, bank word {engine.bank_width}, "
+        f"word address {engine.address_width}, row number {engine.row_width}",
         "",
         pattern_drawing(engine),
         "",
@@ -144,7 +149,7 @@ def info_text(config: Config) -> str:
     lines += [f"  {name:13s} {bits / 8192:8.1f} KiB" for name, bits in info["memory_bits"].items()]
     lines += ["", "highest sparsity without padding (one group per bundle):"]
     lines += [
-        f"  {columns:>5s} columns  {100 * sparsity:6.2f} %"
+        f"  {columns:>5s} columns  " + (f"{100 * sparsity:6.2f} %" if sparsity else "  none")
         for columns, sparsity in info["highest_sparsity"].items()
     ]
     lines += ["", f"group word, {info['group_word_bits']} bits:", bit_diagram(group_fields(engine))]

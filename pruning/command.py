@@ -44,7 +44,7 @@ def load_factory(name: str) -> nn.Module:
         sys.path.insert(0, "")
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
+    except Exception as error:
         raise GshwError(f"{name}: cannot be imported: {error}") from None
     try:
         model = factory() if callable(factory) and not isinstance(factory, nn.Module) else factory

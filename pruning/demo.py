@@ -127,9 +127,7 @@ class _Rtl:
         key = (layer.n_rows, layer.geometry, x.shape)
         if key not in self._dense:
             twin = dense_twin(self.config, layer)
-            signed = layer.requantisation.signed_input
-            values = x if signed == twin.requantisation.signed_input else np.abs(x)
-            self._dense[key] = run_layer(self.config, twin, self.device, values).counters.cycles
+            self._dense[key] = run_layer(self.config, twin, self.device, x).counters.cycles
         return self._dense[key]
 
 
@@ -347,7 +345,10 @@ def demo_command(
     folder = arguments.output
     if folder.exists() and not folder.is_dir():
         raise GshwError(f"{folder}: must be a folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise GshwError(f"{folder}: cannot be made: {error.strerror}") from None
     started = time.monotonic()
     with progress_bar(console) as progress:
         dense_accuracy, cases = run_demo(

@@ -278,6 +278,8 @@ def _layer(
     while isinstance(origin, fx.Node) and _passes(traced, origin):
         before = origin.args[0]
         shape = tuple(recorder.values[before].shape)
+        if tuple(recorder.values[origin].shape) != shape and recorder.values[origin].ndim != 2:
+            break  # Reshaped to pixels, channels first: the host has to reorder the codes.
         if len(shape) > 2 and recorder.values[origin].ndim == 2:
             flattened = shape[1:]
         origin = before

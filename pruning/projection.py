@@ -117,7 +117,8 @@ def project(
     scores
         Shape (n_rows, n_columns), finite; a block's score is the sum over its channels.
     sparsity
-        Wanted, in [0, 1); met to within half a group.
+        Wanted, in [0, 1); met to within half a group of a full bundle, or the densest balanced mask
+        where padded channels leave a bank less than that.
     grouping
         Whether bundles hold rows of similar density, or consecutive ones.
     row_order

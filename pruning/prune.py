@@ -127,6 +127,14 @@ def prune_step(
         plan.projections[layer.name] = projection
         with torch.no_grad():
             set_mask(layer.module, layer.from_matrix(projection.mask))
+        too_sparse = 1.0 - projection.density - sparsity
+        if pattern is Pattern.GS and too_sparse * projection.mask.size > (
+            config.lanes * config.block
+        ):
+            plan.warnings.append(
+                f"layer {layer.name!r}: no balanced mask is denser than "
+                f"{100 * projection.density:.1f} %, because padded channels fill some banks"
+            )
         empty = int((~projection.mask.any(axis=1)).sum())
         if empty:
             plan.warnings.append(

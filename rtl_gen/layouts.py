@@ -3,7 +3,7 @@
 from amaranth.hdl import ShapeLike, signed, unsigned
 from amaranth.lib import data
 
-from gshw.config import EngineConfig, Gather
+from gshw.config import EngineConfig
 from gshw.layout import Field, group_fields, group_head_fields, record_fields, route_field
 from gshw.plan import COUNT_WIDTH, N_LOOPS
 
@@ -13,7 +13,7 @@ def _element(field: Field) -> ShapeLike:
 
 
 def _struct(fields: tuple[Field, ...]) -> data.StructLayout:
-    """Scalars stay scalars where a field has one element that is never indexed."""
+    """Every field is an array, also one of a single element."""
     return data.StructLayout({f.name: data.ArrayLayout(_element(f), f.count) for f in fields})
 
 
@@ -83,7 +83,3 @@ def tag_layout(config: EngineConfig) -> data.StructLayout:
     ``first`` starts new sums; ``drain`` is 0 inside a bundle, else its record count.
     """
     return data.StructLayout({"valid": 1, "first": 1, "drain": config.drain_width})
-
-
-def is_arbitrated(config: EngineConfig) -> bool:
-    return config.gather is Gather.ARBITRATED

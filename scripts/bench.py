@@ -360,11 +360,31 @@ def bench_demo(results: Results, devices: dict) -> None:
     results.data["demo"] = {"dense": dense, "cases": rows}
 
 
+def bench_golden(results: Results, devices: dict) -> None:
+    """The golden model on a ResNet-50 layer of 3 x 3 x 512 x 512 and a 7 x 7 map."""
+    config = load_config("v16x4").engine
+    rng = np.random.default_rng(SEED)
+    geometry = _conv(512, 3)
+    weights = _random_weights(rng, (512, geometry.n_columns))
+    layer = _encode(config, "3x3x512x512", weights, geometry, 0.9)
+    x = rng.integers(0, 256, (1, 7, 7, 512))
+    started = time.perf_counter()
+    golden.run_layer(config, layer, x)
+    seconds = time.perf_counter() - started
+    table = Table(title="Golden model, 3 x 3 x 512 x 512 on a 7 x 7 map")
+    table.add_column("seconds", justify="right")
+    table.add_column("goal", justify="right")
+    table.add_row(f"{seconds:.2f}", "2")
+    results.tables.append(table)
+    results.data["golden"] = {"seconds": seconds}
+
+
 PARTS = {
     "exact": bench_exact,
     "utilisation": bench_utilisation,
     "runner": bench_runner,
     "encoder": bench_encoder,
+    "golden": bench_golden,
     "demo": bench_demo,
 }
 

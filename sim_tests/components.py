@@ -7,12 +7,11 @@ import re
 
 from amaranth.lib import wiring
 
-from gshw.config import EngineConfig
+from gshw.config import EngineConfig, Gather
 from rtl_gen import verilog
 from rtl_gen.buffers import GroupBuffer, LoopBuffer, RowBuffer
 from rtl_gen.compute import Accumulators, AdderTree, MultiplierArray
 from rtl_gen.gather import ArbitratedGather, ScheduledGather
-from rtl_gen.layouts import is_arbitrated
 from rtl_gen.library import flat_ports
 from rtl_gen.output import DrainControl, Requantiser, ScatterWriter
 from rtl_gen.routing import BenesNetwork, Crossbar
@@ -28,6 +27,7 @@ ODD_TREE = (5, 6, 7)
 
 def components(config: EngineConfig) -> dict[str, wiring.Component]:
     """Fresh components of one engine, by the name of their module and ports' prefix."""
+    arbitrated = config.gather is Gather.ARBITRATED
     return {
         "requantiser": Requantiser(config.accumulator_width, config.activation_width),
         "multipliers": MultiplierArray(config),
@@ -43,7 +43,7 @@ def components(config: EngineConfig) -> dict[str, wiring.Component]:
         "loop": LoopBuffer(LOOP_WIDTH, LOOP_DEPTH),
         "groups": GroupBuffer(config),
         "records": RowBuffer(config),
-        "gather": (ArbitratedGather if is_arbitrated(config) else ScheduledGather)(config),
+        "gather": ArbitratedGather(config) if arbitrated else ScheduledGather(config),
         "loops": PositionLoops(config),
         "accumulators": Accumulators(config),
         "drain": DrainControl(config),

@@ -462,3 +462,22 @@ def test_rows_without_weights_are_told():
     assert warning.endswith(
         " of 4 rows keep no weight; fewer lanes or a lower sparsity would keep them"
     )
+
+
+class Unflatten(nn.Module):
+    """Features reshaped to pixels, channels first, between two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(8, 64)
+        self.c = nn.Conv2d(16, 4, 1)
+
+    def forward(self, x):
+        return self.c(torch.relu(self.a(x)).view(-1, 16, 2, 2))
+
+
+def test_features_reshaped_to_pixels_end_a_chain():
+    """The engine keeps channels last, so the host has to reorder them."""
+    layers = analyse(TINY, seeded(Unflatten()), samples(4, 8))
+    assert [layer.source for layer in layers] == [None, None]
+    assert export(TINY, layers, PruningPlan()).chain == ()

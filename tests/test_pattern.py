@@ -211,6 +211,9 @@ def test_require_match_says_the_first_and_how_many():
 def test_highest_sparsity():
     """One group per bundle: a row keeps k blocks of its n."""
     assert highest_sparsity(load_config("v16x4").engine, 64) == 1 - 1 / 64
+    assert highest_sparsity(load_config("v16x4").engine, 15) == 0
+    assert highest_sparsity(load_config("block16").engine, 60) == 0
+    assert highest_sparsity(load_config("block16").engine, 64) == 1 - 4 / 64
     assert highest_sparsity(load_config("h16").engine, 64) == 1 - 16 / 64
     assert highest_sparsity(load_config("hybrid16").engine, 4608) == 1 - 4 / 4608
     assert highest_sparsity(load_config("block16").engine, 64) == 1 - 1 / 16

@@ -94,3 +94,15 @@ def test_arrays_that_cannot_be_read(refused, tmp_path):
     np.save(path, np.array([object()]), allow_pickle=True)
     line = refused("check", path, "--config", "tiny")
     assert line.startswith(f"{path}: not a whole .npy file: ")
+
+
+def test_check_of_a_convolution(run, refused, tmp_path):
+    """Six channels pad to eight: a tap's first channel falls on bank 0 again."""
+    mask = np.zeros((1, 18), dtype=bool)
+    mask[0, [0, 7, 14, 3]] = True  # (tap, channel) (0, 0), (1, 1), (2, 2), (0, 3): banks 0..3
+    path = save_array(tmp_path / "mask.npy", mask)
+    assert run("check", path, "--config", "tiny", "--channels", "6").status == 0
+    assert "does not match" in refused("check", path, "--config", "tiny")
+    assert refused("check", path, "--config", "tiny", "--channels", "7") == (
+        "--channels must divide the mask's 18 columns (taps x channels), not 7"
+    )

@@ -236,3 +236,12 @@ def test_waves(run, model, refused, tmp_path):
     other = tmp_path / "fc.txt"
     line = refused("simulate", model, "--config", "tiny", "--layer", "fc", "--waves", other)
     assert line == f"{other}: waves are written as .vcd or .fst"
+
+
+def test_outputs_in_folders_that_cannot_be(refused, model, tmp_path):
+    waves = tmp_path / "none" / "fc.vcd"
+    line = refused("simulate", model, "--config", "tiny", "--layer", "fc", "--waves", waves)
+    assert line == f"{waves}: cannot be written: no such folder"
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "report"
+    assert refused("demo", "-o", folder) == f"{folder}: cannot be made: Not a directory"
