@@ -135,9 +135,21 @@ def module_geometry(config: EngineConfig, name: str, module: nn.Module) -> Geome
     return unfolded if 2 * unfolded.n_words(config) <= plain.n_words(config) else plain
 
 
-def _weight_index(
+def weight_index(
     name: str, module: nn.Module, flattened: tuple[int, ...] | None
 ) -> NDArray[np.int64]:
+    """Place in the flattened torch weight of every element of the layer's matrix.
+
+    Parameters
+    ----------
+    flattened
+        (channels, pixels...) of the map that a linear layer reads flattened, or None.
+
+    Returns
+    -------
+    ndarray
+        Shape (n_rows, n_columns), columns in the engine's order.
+    """
     shape = tuple(module.weight.shape)
     index = conv_matrix(np.arange(int(np.prod(shape))).reshape(shape))
     if flattened is not None:
@@ -254,6 +266,50 @@ def analyse(config: EngineConfig, model: nn.Module, example: Tensor) -> list[Mod
     return layers
 
 
+def _origin(
+    traced: fx.GraphModule, recorder: _Recorder, node: fx.Node
+) -> tuple[fx.Node, tuple[int, ...] | None]:
+    """Where a layer's input comes from, and the shape of a sample that was flattened on the way."""
+    flattened = None
+    while isinstance(node, fx.Node) and _passes(traced, node):
+        before = node.args[0]
+        shape = tuple(recorder.values[before].shape)
+        if tuple(recorder.values[node].shape) != shape and recorder.values[node].ndim != 2:
+            break  # Reshaped to pixels, channels first: the host has to reorder the codes.
+        if len(shape) > 2 and recorder.values[node].ndim == 2:
+            flattened = shape[1:]
+        node = before
+    return node, flattened
+
+
+def flattened_shapes(model: nn.Module, example: Tensor) -> dict[str, tuple[int, ...]]:
+    """Shape of the sample (channels, pixels...) that each linear layer reads flattened.
+
+    Returns
+    -------
+    dict
+        By layer name; empty for a model that torch.fx cannot trace.
+    """
+    training = model.training
+    model.eval()
+    try:
+        traced = fx.symbolic_trace(model)
+        recorder = _Recorder(traced)
+        with torch.no_grad():
+            recorder.run(example)
+    except Exception:  # Tracing fails in as many ways as models are written.
+        return {}
+    finally:
+        model.train(training)
+    shapes = {}
+    for node in traced.graph.nodes:
+        if isinstance(_module_of(traced, node), nn.Linear) and node.args:
+            _, flattened = _origin(traced, recorder, node.args[0])
+            if flattened is not None:
+                shapes[str(node.target)] = flattened
+    return shapes
+
+
 def _layer(
     config: EngineConfig,
     traced: fx.GraphModule,
@@ -273,16 +329,7 @@ def _layer(
         following = _single_user(following)
     relu = _is_relu(traced, following)
     end = following if relu else end
-    origin = node.args[0]
-    flattened = None
-    while isinstance(origin, fx.Node) and _passes(traced, origin):
-        before = origin.args[0]
-        shape = tuple(recorder.values[before].shape)
-        if tuple(recorder.values[origin].shape) != shape and recorder.values[origin].ndim != 2:
-            break  # Reshaped to pixels, channels first: the host has to reorder the codes.
-        if len(shape) > 2 and recorder.values[origin].ndim == 2:
-            flattened = shape[1:]
-        origin = before
+    origin, flattened = _origin(traced, recorder, node.args[0])
     if isinstance(origin, fx.Node) and origin.op == "call_function" and origin.target is getitem:
         origin = None
     x, y = recorder.values[node.args[0]], recorder.values[end]
@@ -305,7 +352,7 @@ def _layer(
         name=name,
         module=module,
         geometry=geometry,
-        index=_weight_index(name, module, flattened),
+        index=weight_index(name, module, flattened),
         input_size=size,
         batch_norm=batch_norm,
         relu=relu,

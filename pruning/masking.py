@@ -19,50 +19,63 @@ class WeightMask(nn.Module):
         return weight * self.mask
 
 
-def weight_mask(module: nn.Module) -> WeightMask | None:
-    """The module's mask, or None."""
-    if not parametrize.is_parametrized(module, "weight"):
+def weight_mask(module: nn.Module, tensor_name: str = "weight") -> WeightMask | None:
+    """The mask on a module's tensor, or None."""
+    if not parametrize.is_parametrized(module, tensor_name):
         return None
-    for part in module.parametrizations["weight"]:
+    for part in module.parametrizations[tensor_name]:
         if isinstance(part, WeightMask):
             return part
     return None
 
 
-def set_mask(module: nn.Module, mask: Tensor) -> None:
-    """Mask a module's weight, or change its mask in place.
+def set_mask(module: nn.Module, mask: Tensor, tensor_name: str = "weight") -> None:
+    """Mask a module's tensor, or change its mask in place.
 
     Parameters
     ----------
     mask
-        Bool, the weight's shape.
+        Bool, the tensor's shape.
 
     Raises
     ------
     GshwError
         For another shape.
     """
-    if mask.shape != module.weight.shape:
+    shape = dense_weight(module, tensor_name).shape
+    if mask.shape != shape:
         raise GshwError(
-            f"mask must have the weight's shape {tuple(module.weight.shape)}, "
-            f"not {tuple(mask.shape)}"
+            f"mask must have the {tensor_name}'s shape {tuple(shape)}, not {tuple(mask.shape)}"
         )
-    present = weight_mask(module)
+    present = weight_mask(module, tensor_name)
     if present is None:
-        parametrize.register_parametrization(module, "weight", WeightMask(mask))
+        parametrize.register_parametrization(module, tensor_name, WeightMask(mask))
     else:
         present.mask.copy_(mask)
 
 
-def dense_weight(module: nn.Module) -> Tensor:
-    """The weight below the mask: what pruned positions would be without it."""
-    if parametrize.is_parametrized(module, "weight"):
-        return module.parametrizations["weight"].original
-    return module.weight
+def dense_weight(module: nn.Module, tensor_name: str = "weight") -> Tensor:
+    """The parameter below the mask: what pruned positions would be without it."""
+    if parametrize.is_parametrized(module, tensor_name):
+        return module.parametrizations[tensor_name].original
+    return getattr(module, tensor_name)
+
+
+def masked_tensors(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Every (module, tensor name) that has a mask."""
+    return [
+        (module, tensor_name)
+        for module in model.modules()
+        if parametrize.is_parametrized(module)
+        for tensor_name in module.parametrizations
+        if weight_mask(module, tensor_name) is not None
+    ]
 
 
 def squash_masks(model: nn.Module) -> None:
-    """Write the masks' zeros into the weights and remove the parametrisations."""
-    for module in model.modules():
-        if weight_mask(module) is not None:
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    """Write the masks' zeros into the weights and remove the parametrisations.
+
+    The parameters stay the same objects, so an optimiser that holds them goes on.
+    """
+    for module, tensor_name in masked_tensors(model):
+        parametrize.remove_parametrizations(module, tensor_name, leave_parametrized=True)
