@@ -218,6 +218,12 @@ def _demo(arguments: argparse.Namespace, console: Console) -> int:
     return demo_command(arguments, console, build_rtl)
 
 
+def _compare(arguments: argparse.Namespace, console: Console) -> int:
+    from pruning.compare import compare_command
+
+    return compare_command(arguments, console)
+
+
 def _fraction(text: str) -> float:
     try:
         value = float(text)
@@ -264,17 +270,32 @@ def _parser() -> argparse.ArgumentParser:
 
     prune = add("prune", _prune, "prune, quantise and encode a torch model for a config")
     prune.add_argument("factory", metavar="PACKAGE.MODULE:FACTORY", help="returns the model")
-    prune.add_argument("--config", required=True, help="TOML file or preset")
-    prune.add_argument("--sparsity", type=_fraction, required=True, help="of every pruned layer")
+    prune.add_argument("--recipe", type=Path, help="TOML file; the options below may change it")
+    prune.add_argument("--config", help="TOML file or preset (default: the recipe's engine)")
+    prune.add_argument("--sparsity", type=_fraction, help="of every pruned layer")
     prune.add_argument("--weights", type=Path, help="state dict (.pt or .safetensors)")
     prune.add_argument("--input-shape", help="one sample, channels first: 3,32,32")
     prune.add_argument("--calibration", type=Path, help=".npy of float samples, channels first")
-    prune.add_argument("--rows", choices=("scatter", "consecutive"), default="scatter")
+    prune.add_argument("--rows", choices=("scatter", "consecutive"), help="of a bundle (scatter)")
     prune.add_argument("--keep-dense", action="append", default=[], metavar="LAYER")
-    prune.add_argument("--seed", type=int, default=0)
+    prune.add_argument("--seed", type=int, help="default: the recipe's, else 0")
     prune.add_argument("-o", "--output", type=Path, required=True, help="encoded .safetensors")
     prune.add_argument("--save-weights", type=Path, help="pruned float state dict (.safetensors)")
     prune.add_argument("--json", type=Path, help="report file")
+    prune.add_argument("--plot", type=Path, help="picture of the report (.png, .svg or .pdf)")
+    training = prune.add_argument_group("training, also under torchrun")
+    training.add_argument(
+        "--dataset",
+        metavar="PACKAGE.MODULE:DATASET",
+        help="returns (training, validation), and maybe a loss and a metric of (output, target)",
+    )
+    training.add_argument("--epochs", type=_positive, help="10")
+    training.add_argument("--batch-size", type=_positive, help="over all processes (64)")
+    training.add_argument("--learning-rate", type=float, help="of Adam, falling to 0 (0.001)")
+    training.add_argument("--checkpoint", type=Path, help="written after every epoch")
+    training.add_argument(
+        "--resume", action="store_true", help="go on with the checkpoint, if it is there"
+    )
 
     check = add("check", _check, "does a mask match a config, and if not, where not")
     check.add_argument("mask", type=Path, metavar="MASK", help=".npy, bool, rows x columns")
@@ -302,6 +323,17 @@ def _parser() -> argparse.ArgumentParser:
     test = add("test", _test, "run the cocotb regression for a config")
     test.add_argument("--config", required=True, help="TOML file or preset")
     test.epilog = "arguments after -- go to pytest"
+
+    compare = add("compare", _compare, "every pattern in accuracy and cycles, on three tasks")
+    compare.add_argument("--config", default="v16x4", help="TOML file or preset (v16x4)")
+    compare.add_argument("--tasks", default="digits,lstm,conv1d", help="with commas between (all)")
+    compare.add_argument("--patterns", default="all", help="names or globs, commas between (all)")
+    compare.add_argument("--sparsities", help="with commas between (0.5,0.8,0.9,0.95)")
+    compare.add_argument("--seeds", help="with commas between (0,1,2)")
+    compare.add_argument("--jobs", type=_positive, help="cases at a time (the cores)")
+    compare.add_argument("--scheduler", metavar="ADDRESS", help="dask.distributed, tcp://host:port")
+    compare.add_argument("--quick", action="store_true", help="next to no training, for tests")
+    compare.add_argument("-o", "--output", type=Path, required=True, help="output folder")
 
     demo = add("demo", _demo, "train, prune, encode and run a network in RTL, with a report")
     demo.add_argument("--config", default="v16x4", help="TOML file or preset (v16x4)")

@@ -1,6 +1,8 @@
-"""Post-training quantisation and export of a pruned model to the encoded artefact."""
+"""Quantisation and export of a pruned model to the encoded artefact."""
 
+from collections.abc import Mapping
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,63 +12,59 @@ from gshw.artefact import EncodedModel
 from gshw.config import EngineConfig
 from gshw.encoding import EncodedLayer
 from gshw.errors import GshwError
-from gshw.quantise import FloatLayer, quantise_layer
+from gshw.quantise import Calibration, FloatLayer, quantise_layer
 from pruning.layers import ModelLayer
-from pruning.prune import PruningPlan
+from pruning.quantisation import float_layer, fold
+from pruning.ranges import Quantisation
+from pruning.weights import PrunableWeight
 
 
 def folded(layer: ModelLayer) -> tuple[np.ndarray, np.ndarray]:
     """Weights (n_rows, n_columns) and bias (n_rows,) with the batch norm folded in, float64."""
-    weights = layer.to_matrix(layer.module.weight).astype(np.float64)
-    n_rows = weights.shape[0]
-    bias = np.zeros(n_rows)
-    if layer.module.bias is not None:
-        bias = layer.module.bias.detach().cpu().double().numpy().copy()
-    norm = layer.batch_norm
-    if norm is None:
-        return weights, bias
-    mean, variance = (
-        t.detach().cpu().double().numpy() for t in (norm.running_mean, norm.running_var)
-    )
-    gain = np.ones(n_rows) if norm.weight is None else norm.weight.detach().cpu().double().numpy()
-    offset = np.zeros(n_rows) if norm.bias is None else norm.bias.detach().cpu().double().numpy()
-    factor = gain / np.sqrt(variance + norm.eps)
-    return weights * factor[:, None], (bias - mean) * factor + offset
-
-
-def _scale(statistic: float, config: EngineConfig, signed: bool) -> float:
-    high = config.activation_range(signed)[1]
-    return (statistic if statistic > 0 else 1.0) / high
+    weight, bias = fold(layer.module.weight, layer.module.bias, layer.batch_norm)
+    return layer.to_matrix(weight), bias.cpu().numpy()
 
 
 def export(
     config: EngineConfig,
     layers: list[ModelLayer],
-    plan: PruningPlan,
+    projections: Any,
     provenance: dict[str, str] | None = None,
+    quantisation: Quantisation | None = None,
 ) -> EncodedModel:
     """Quantise and encode every layer.
 
-    A layer whose output is directly the next one's input shares its scale and sign with it, so
-    that codes pass unchanged; if all layers do, the model is a chain.
+    The mask is the truth about what is kept, not which weights are zero. A layer whose output is
+    directly the next one's input shares its scale and sign with it, so that codes pass unchanged;
+    if all layers do, the model is a chain.
+
+    Parameters
+    ----------
+    projections
+        Mask and row order by layer name (a mapping to :class:`pruning.pattern.Projection`, or
+        what has one as ``projections``); other layers keep every weight that is not zero.
+    quantisation
+        Ranges and weight width from training with quantisation. None: the ranges that
+        :func:`pruning.layers.analyse` found, and the engine's weight width.
 
     Raises
     ------
     GshwError
         Naming the layer: values that are not finite, an accumulator that could overflow, a batch
-        norm that cannot be folded.
+        norm that cannot be folded, no calibration, a projection of no layer or another shape.
     """
-    readers = {layer.source: layer for layer in layers if layer.source is not None}
+    projections = getattr(projections, "projections", projections)
+    _check_names(projections, [layer.name for layer in layers])
+    found = _calibrations(layers) if quantisation is None else quantisation.calibrations
     encoded: dict[str, EncodedLayer] = {}
     for layer in layers:
         if layer.batch_norm is not None and not layer.batch_norm.track_running_stats:
             raise GshwError(f"layer {layer.name!r}: a batch norm without running statistics")
+        if layer.name not in found:
+            raise GshwError(f"layer {layer.name!r}: no calibration of that name")
         weights, bias = folded(layer)
-        projection = plan.projections.get(layer.name)
-        reader = readers.get(layer.name)
-        signed_input = layer.calibration["input_low"] < 0
-        signed_output = not layer.relu
-        statistic = reader.calibration["input"] if reader else layer.calibration["output"]
+        projection = projections.get(layer.name)
+        calibration = found[layer.name]
         encoded[layer.name] = quantise_layer(
             config,
             FloatLayer(
@@ -74,12 +72,13 @@ def export(
                 weights=weights,
                 bias=bias,
                 geometry=layer.geometry,
-                input_scale=_input_scale(config, layer, layers, signed_input),
-                output_scale=_scale(statistic, config, signed_output),
-                signed_input=_input_signed(layer, layers, signed_input),
-                signed_output=signed_output,
+                input_scale=calibration.input_scale(config),
+                output_scale=calibration.output_scale(config),
+                signed_input=calibration.signed_input,
+                signed_output=calibration.signed_output,
                 mask=None if projection is None else projection.mask,
                 row_order=None if projection is None else projection.row_order,
+                weight_width=None if quantisation is None else quantisation.weight_width,
             ),
         )
         encoded[layer.name].metadata["input_size"] = "x".join(map(str, layer.input_size))
@@ -91,16 +90,68 @@ def export(
     )
 
 
-def _input_signed(layer: ModelLayer, layers: list[ModelLayer], seen: bool) -> bool:
-    """A chained layer takes the sign of its source's codes, others what calibration saw."""
-    source = next((other for other in layers if other.name == layer.source), None)
-    return seen if source is None else not source.relu
+def export_matrices(
+    config: EngineConfig,
+    model: nn.Module,
+    weights: list[PrunableWeight],
+    projections: Mapping[str, Any],
+    quantisation: Quantisation,
+    provenance: dict[str, str] | None = None,
+) -> EncodedModel:
+    """Quantise and encode the weights of any model, each as a layer of its own.
+
+    For what is no chain of layers: the gates of an LSTM, the projections of an attention, a model
+    that torch.fx cannot follow. What lies between the matrices is the host's; their cycles can be
+    explained and simulated, and :func:`pruning.integer.quantised_copy` has the same integers.
+
+    Parameters
+    ----------
+    weights
+        Those to encode, as :func:`pruning.weights.find_weights` found them in the model.
+    projections
+        Mask and row order by weight name; other weights keep every weight that is not zero.
+    quantisation
+        Of this model; see :func:`pruning.ranges.calibrate`.
+
+    Raises
+    ------
+    GshwError
+        As :func:`export`.
+    """
+    _check_names(projections, [weight.name for weight in weights])
+    encoded: dict[str, EncodedLayer] = {}
+    for weight in weights:
+        norm = quantisation.batch_norms.get(weight.name)
+        norm = None if norm is None else model.get_submodule(norm)
+        layer = float_layer(config, weight, quantisation, norm, projections.get(weight.name))
+        encoded[weight.name] = quantise_layer(config, layer)
+        size = quantisation.calibrations[weight.name].input_size
+        encoded[weight.name].metadata["input_size"] = "x".join(map(str, size))
+    return EncodedModel(layers=encoded, provenance=provenance or {})
 
 
-def _input_scale(
-    config: EngineConfig, layer: ModelLayer, layers: list[ModelLayer], seen: bool
-) -> float:
-    return _scale(layer.calibration["input"], config, _input_signed(layer, layers, seen))
+def _check_names(projections: Mapping[str, Any], names: list[str]) -> None:
+    for name in projections:
+        if name not in names:
+            raise GshwError(f"no layer {name!r} for the mask of that name")
+
+
+def _calibrations(layers: list[ModelLayer]) -> dict[str, Calibration]:
+    """By layer name; a chained layer takes scale and sign of its source's codes."""
+    named = {layer.name: layer for layer in layers}
+    readers = {layer.source: layer for layer in layers if layer.source is not None}
+    found = {}
+    for layer in layers:
+        source, reader = named.get(layer.source), readers.get(layer.name)
+        seen = layer.calibration["input_low"] < 0
+        found[layer.name] = Calibration(
+            input_range=layer.calibration["input"],
+            output_range=(reader or layer).calibration["input" if reader else "output"],
+            signed_input=seen if source is None else not source.relu,
+            signed_output=not layer.relu,
+            input_size=layer.input_size,
+        )
+    return found
 
 
 def state_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -1,7 +1,6 @@
 """What a torch model holds for the engine: its layers, their matrices, and what follows them."""
 
 from dataclasses import dataclass, field
-from operator import getitem
 
 import numpy as np
 import torch
@@ -11,14 +10,10 @@ from torch import Tensor, fx, nn
 from gshw.config import EngineConfig
 from gshw.errors import GshwError
 from gshw.geometry import Geometry, LayerKind, conv_matrix
+from gshw.quantise import RangeMethod, activation_range
+from pruning.trace import SUPPORTED, Recorder, around, module_of
 
-SUPPORTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-_PASSING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Identity, nn.Flatten)
 _HOST = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
-_RELU_CALLS = (torch.relu, torch.relu_, nn.functional.relu)
-_PASSING_CALLS = (torch.flatten, nn.functional.dropout)
-_PASSING_METHODS = ("flatten", "view", "reshape", "contiguous")
 
 
 @dataclass(kw_only=True)
@@ -165,62 +160,21 @@ def weight_index(
     return index
 
 
-class _Recorder(fx.Interpreter):
-    """Runs a traced model and keeps every tensor."""
-
-    def __init__(self, traced: fx.GraphModule) -> None:
-        super().__init__(traced)
-        self.values: dict[fx.Node, Tensor] = {}
-
-    def run_node(self, n: fx.Node):
-        value = super().run_node(n)
-        if isinstance(value, Tensor):
-            self.values[n] = value.detach()
-        return value
-
-
-def _single_user(node: fx.Node) -> fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def _module_of(traced: fx.GraphModule, node: fx.Node | None) -> nn.Module | None:
-    if node is None or node.op != "call_module":
-        return None
-    return traced.get_submodule(str(node.target))
-
-
-def _is_relu(traced: fx.GraphModule, node: fx.Node | None) -> bool:
-    if node is None:
-        return False
-    if node.op == "call_module":
-        return isinstance(_module_of(traced, node), nn.ReLU)
-    if node.op == "call_function":
-        return node.target in _RELU_CALLS
-    return node.op == "call_method" and node.target in ("relu", "relu_")
-
-
-def _passes(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a node hands its first argument's values on, in order, maybe reshaped."""
-    if node.op == "call_module":
-        return isinstance(_module_of(traced, node), _PASSING)
-    if node.op == "call_function":
-        return node.target in _PASSING_CALLS
-    return node.op == "call_method" and node.target in _PASSING_METHODS
-
-
-def scale_statistic(values: Tensor) -> float:
-    """Magnitude that the code range should cover: the 99.99th percentile of ``abs(values)``."""
-    flat = values.abs().reshape(-1).double().cpu().numpy()
-    return float(np.quantile(flat, 0.9999)) if flat.size else 0.0
-
-
-def analyse(config: EngineConfig, model: nn.Module, example: Tensor) -> list[ModelLayer]:
+def analyse(
+    config: EngineConfig,
+    model: nn.Module,
+    example: Tensor,
+    method: RangeMethod = RangeMethod.PERCENTILE,
+    percentile: float = 99.99,
+) -> list[ModelLayer]:
     """Find the layers, what surrounds them, and the ranges of their activations.
 
     Parameters
     ----------
     example
         A batch of calibration samples, channels first.
+    method, percentile
+        Of the ranges; see :func:`gshw.quantise.activation_range`.
 
     Returns
     -------
@@ -242,7 +196,7 @@ def analyse(config: EngineConfig, model: nn.Module, example: Tensor) -> list[Mod
         raise GshwError(
             f"the model cannot be traced by torch.fx ({type(error).__name__}: {error})"
         ) from None
-    recorder = _Recorder(traced)
+    recorder = Recorder(traced)
     try:
         with torch.no_grad():
             recorder.run(example)
@@ -254,84 +208,41 @@ def analyse(config: EngineConfig, model: nn.Module, example: Tensor) -> list[Mod
     layers: list[ModelLayer] = []
     ends: dict[fx.Node, str] = {}
     for node in traced.graph.nodes:
-        module = _module_of(traced, node)
+        module = module_of(traced, node)
         if not isinstance(module, SUPPORTED):
             continue
         name = str(node.target)
         if any(layer.name == name for layer in layers):
             raise GshwError(f"layer {name!r} is used twice; supported are layers used once")
-        layer, end = _layer(config, traced, recorder, node, module, ends)
+        layer, y = _layer(config, traced, recorder, node, module, ends)
+        x = recorder.values[node.args[0]]
+        for key, values, signed in (("input", x, bool(x.min() < 0)), ("output", y, not layer.relu)):
+            layer.calibration[key] = activation_range(
+                values.double().cpu().numpy(),
+                method,
+                percentile=percentile,
+                highest_code=config.activation_range(signed)[1],
+            )
+        layer.calibration["input_low"] = float(x.min())
         layers.append(layer)
-        ends[end] = name
     return layers
-
-
-def _origin(
-    traced: fx.GraphModule, recorder: _Recorder, node: fx.Node
-) -> tuple[fx.Node, tuple[int, ...] | None]:
-    """Where a layer's input comes from, and the shape of a sample that was flattened on the way."""
-    flattened = None
-    while isinstance(node, fx.Node) and _passes(traced, node):
-        before = node.args[0]
-        shape = tuple(recorder.values[before].shape)
-        if tuple(recorder.values[node].shape) != shape and recorder.values[node].ndim != 2:
-            break  # Reshaped to pixels, channels first: the host has to reorder the codes.
-        if len(shape) > 2 and recorder.values[node].ndim == 2:
-            flattened = shape[1:]
-        node = before
-    return node, flattened
-
-
-def flattened_shapes(model: nn.Module, example: Tensor) -> dict[str, tuple[int, ...]]:
-    """Shape of the sample (channels, pixels...) that each linear layer reads flattened.
-
-    Returns
-    -------
-    dict
-        By layer name; empty for a model that torch.fx cannot trace.
-    """
-    training = model.training
-    model.eval()
-    try:
-        traced = fx.symbolic_trace(model)
-        recorder = _Recorder(traced)
-        with torch.no_grad():
-            recorder.run(example)
-    except Exception:  # Tracing fails in as many ways as models are written.
-        return {}
-    finally:
-        model.train(training)
-    shapes = {}
-    for node in traced.graph.nodes:
-        if isinstance(_module_of(traced, node), nn.Linear) and node.args:
-            _, flattened = _origin(traced, recorder, node.args[0])
-            if flattened is not None:
-                shapes[str(node.target)] = flattened
-    return shapes
 
 
 def _layer(
     config: EngineConfig,
     traced: fx.GraphModule,
-    recorder: _Recorder,
+    recorder: Recorder,
     node: fx.Node,
     module: nn.Module,
     ends: dict[fx.Node, str],
-) -> tuple[ModelLayer, fx.Node]:
+) -> tuple[ModelLayer, Tensor]:
+    """A layer, not calibrated yet, and its output, behind batch norm and ReLU."""
     name = str(node.target)
     if not node.args:
         raise GshwError(f"layer {name!r} must be called with its input as positional argument")
     geometry = module_geometry(config, name, module)
-    end, batch_norm = node, None
-    following = _single_user(node)
-    if isinstance(_module_of(traced, following), _BATCH_NORMS):
-        batch_norm, end = _module_of(traced, following), following
-        following = _single_user(following)
-    relu = _is_relu(traced, following)
-    end = following if relu else end
-    origin, flattened = _origin(traced, recorder, node.args[0])
-    if isinstance(origin, fx.Node) and origin.op == "call_function" and origin.target is getitem:
-        origin = None
+    place, end, flattened = around(traced, recorder, node, ends)
+    ends[end] = name
     x, y = recorder.values[node.args[0]], recorder.values[end]
     if isinstance(module, nn.Linear):
         if x.ndim != 2:
@@ -354,13 +265,8 @@ def _layer(
         geometry=geometry,
         index=weight_index(name, module, flattened),
         input_size=size,
-        batch_norm=batch_norm,
-        relu=relu,
-        source=ends.get(origin) if isinstance(origin, fx.Node) else None,
-        calibration={
-            "input": scale_statistic(x),
-            "input_low": float(x.min()),
-            "output": scale_statistic(y),
-        },
+        batch_norm=place.batch_norm,
+        relu=place.relu,
+        source=place.source,
     )
-    return layer, end
+    return layer, y

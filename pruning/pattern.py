@@ -112,12 +112,16 @@ class Projection:
     bound
         No mask of the pattern with as many blocks on these bundles keeps more; None where the
         pattern's projection proves nothing.
+    ceiling
+        Sum of as many scores of the matrix, the largest of all: what an unstructured mask would
+        keep. Patterns leave it out; :meth:`pruning.targets.Targets.project` fills it in.
     """
 
     mask: NDArray[np.bool_]
     row_order: NDArray[np.int64]
     kept_score: float
     bound: float | None = None
+    ceiling: float | None = None
 
     @property
     def density(self) -> float:

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -9,6 +10,7 @@ import numpy as np
 
 from gshw.config import EngineConfig
 from pruning.projection import Projection
+from pruning.report import PrunedLayer
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -106,4 +108,38 @@ def plot_accuracy(
         title="digits: accuracy over speed",
     )
     axis.legend()
+    _save(figure, path)
+
+
+def plot_pruning(path: Path, layers: Sequence[PrunedLayer], title: str) -> None:
+    """Per layer: kept score relative to unstructured, certified gap, and cycles beside dense."""
+    names = [layer.law.name for layer in layers]
+    places = np.arange(len(layers))
+    width = max(6.0, min(24.0, 0.35 * len(layers) + 4.0))
+    figure, (score, gap, cycles) = plt.subplots(
+        3, 1, figsize=(width, 8), sharex=True, layout="constrained"
+    )
+
+    def values(key: str) -> list[float]:
+        found = [getattr(layer, key) for layer in layers]
+        return [np.nan if value is None else value for value in found]
+
+    kept = 100 * np.array(values("kept_of_unstructured"), dtype=float)
+    score.bar(places, kept, 0.6)
+    if np.isfinite(kept).any():
+        score.set_ylim(min(99.0, float(np.nanmin(kept))) - 0.5, 100.2)
+    score.set(ylabel="kept score (%)\nof unstructured", title=title)
+    gap.plot(places, values("gap"), "o")
+    # A gap of zero must show: linear up to what rounding leaves, logarithmic above.
+    gap.set_yscale("symlog", linthresh=1e-9)
+    gap.set_ylim(bottom=-1e-10)
+    gap.axhline(1e-6, color="grey", linestyle=":")
+    gap.set(ylabel="certified gap")
+    for offset, key, label in ((-0.2, "dense_cycles", "dense"), (0.2, "cycles", "pruned")):
+        heights = [getattr(layer.law, key) for layer in layers]
+        cycles.bar(places + offset, heights, 0.4, label=label)
+    cycles.set_yscale("log")
+    cycles.set(ylabel="cycles (law)")
+    cycles.set_xticks(places, names, rotation=90 if len(layers) > 8 else 0)
+    cycles.legend()
     _save(figure, path)

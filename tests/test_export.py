@@ -13,12 +13,16 @@ from gshw.encoding import decode_weights
 from gshw.errors import GshwError
 from gshw.geometry import LayerKind
 from gshw.golden import run_layer
-from gshw.quantise import quantise_activations
+from gshw.quantise import RangeMethod, activation_range, quantise_activations
 from gshw.simulate import chain_input
-from pruning.export import export, folded
+from pruning.export import export, export_matrices, folded
 from pruning.layers import analyse, check_supported
 from pruning.masking import weight_mask
+from pruning.pattern import Projection
 from pruning.prune import Pattern, PruningPlan, prune_step
+from pruning.ranges import calibrate
+from pruning.weights import find_weights
+from tests.strategies import ENGINES
 
 TINY = load_config("tiny").engine
 V16 = load_config("v16x4").engine
@@ -297,6 +301,86 @@ def test_zeros_outside_the_mask(config, pattern):
         np.testing.assert_array_equal(held, mask)
 
 
+def test_projections_by_name():
+    """A plain mapping; the mask is the truth, and its zeros and slots are exactly those encoded."""
+    model, x = network(), samples(16, 16, 6, 5)
+    layers = analyse(V16, model, x)
+    rng = np.random.default_rng(0)
+    mask = np.zeros((40, 216), dtype=bool)
+    for row in mask:
+        row[rng.permutation(216)[:20]] = True
+    order = rng.permutation(40)
+    projection = Projection(mask=mask, row_order=order, kept_score=1.0)
+    with torch.no_grad():
+        # Kept weights that are zero keep their slots; others that are not are dropped.
+        kept = layers[1].from_matrix(mask).nonzero()[7:12]
+        model[4].weight[kept[:, 0], kept[:, 1]] = 0.0
+    layer = export(V16, layers, {"4": projection}).layers["4"]
+    codes = decode_weights(V16, layer)
+    assert not codes[~mask].any()
+    assert mask.sum() - np.count_nonzero(codes) >= 5
+    assert layer.row[layer.row >= 0].size == 40
+    bundles = layer.row.reshape(-1, V16.rows)[:2]
+    assert [set(b) for b in bundles] == [set(order[:16]), set(order[16:32])]
+    with torch.no_grad():
+        model[4].weight.fill_(0.5)
+    assert export(V16, layers, {"4": projection}).layers["4"].n_groups == layer.n_groups
+
+
+def test_projections_that_do_not_fit():
+    model, x = network(), samples(16, 16, 6, 5)
+    layers = analyse(V16, model, x)
+    wrong = Projection(mask=np.ones((6, 39), bool), row_order=np.arange(6), kept_score=1.0)
+    with raises("no layer 'fc' for the mask of that name"):
+        export(V16, layers, {"fc": wrong})
+    with raises("layer '6': mask must have the weights' shape (6, 40), not (6, 39)"):
+        export(V16, layers, {"6": wrong})
+    weights, _ = find_weights(V16, model, x)
+    quantisation = calibrate(V16, model, [x], host=["6"])
+    with raises("no layer 'fc' for the mask of that name"):
+        export_matrices(V16, model, weights, {"fc": wrong}, quantisation)
+    for call in (
+        lambda: export(V16, layers, {}, quantisation=quantisation),
+        lambda: export_matrices(V16, model, weights, {}, quantisation),
+    ):
+        with raises("layer '6': no calibration of that name"):
+            call()
+
+
+def test_matrices_are_the_layers():
+    """The same model once as a chain and once matrix by matrix: the same integers."""
+    model, x = network(), samples(16, 16, 6, 5)
+    layers = analyse(V16, model, x)
+    weights, _ = find_weights(V16, model, x)
+    quantisation = calibrate(V16, model, [x])
+    chain = export(V16, layers, {}, quantisation=quantisation)
+    matrices = export_matrices(V16, model, weights, {}, quantisation, {"seed": "1"})
+    assert matrices.chain == () and matrices.provenance == {"seed": "1"}
+    for name, layer in chain.layers.items():
+        other = matrices.layers[name]
+        assert other.metadata == layer.metadata and other.geometry == layer.geometry
+        np.testing.assert_array_equal(other.value, layer.value)
+        for key in ("bias", "multiplier", "shift"):
+            np.testing.assert_array_equal(
+                getattr(other.requantisation, key), getattr(layer.requantisation, key)
+            )
+
+
+def test_ranges_by_other_methods():
+    model, x = network(), samples(64, 16, 6, 5)
+    narrow = ENGINES["direct2x2"]
+    ranges = {
+        method: analyse(narrow, model, x, method, 99.0)[0].calibration["output"]
+        for method in RangeMethod
+    }
+    with torch.no_grad():
+        values = model[:3](x).double().numpy()
+    assert ranges[RangeMethod.MAX] == values.max()
+    assert ranges[RangeMethod.PERCENTILE] == np.quantile(np.abs(values), 0.99)
+    wanted = activation_range(values, RangeMethod.MSE, highest_code=15)
+    assert ranges[RangeMethod.MSE] == wanted < values.max()
+
+
 def test_chained_layers_share_scale_and_sign():
     model, x = network(), samples(16, 16, 6, 5)
     encoded = export(V16, analyse(V16, model, x), PruningPlan(), {"seed": "3"})
@@ -309,6 +393,16 @@ def test_chained_layers_share_scale_and_sign():
     assert third.requantisation.signed_output
     assert (first.metadata["input_size"], second.metadata["input_size"]) == ("6x5", "1x1")
     assert encoded.provenance == {"seed": "3"}
+
+
+def test_chained_layers_share_whatever_was_seen():
+    """Codes pass unchanged even if calibration had seen two ranges, or no negative value."""
+    model = seeded(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4)))
+    layers = analyse(TINY, model, samples(16, 8))
+    layers[1].calibration |= {"input": 5.08, "input_low": 0.0}
+    first, second = export(TINY, layers, {}).layers.values()
+    assert first.output_scale == second.input_scale == pytest.approx(0.04)
+    assert first.requantisation.signed_output and second.requantisation.signed_input
 
 
 def test_a_broken_chain_is_no_chain():

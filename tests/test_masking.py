@@ -1,6 +1,8 @@
 """Masks in the model: in the forward pass, in the state dict, and never undone by training."""
 
 import copy
+import io
+import pickle
 import re
 from itertools import pairwise
 
@@ -9,7 +11,16 @@ import torch
 from torch import nn
 
 from gshw.errors import GshwError
-from pruning.masking import dense_weight, set_mask, squash_masks, weight_mask
+from pruning.masking import (
+    attach_masks,
+    capture_gradients,
+    dense_weight,
+    masked_tensors,
+    set_mask,
+    squash_masks,
+    squashed_state_dict,
+    weight_mask,
+)
 from pruning.prune import cubic_sparsity
 
 
@@ -166,6 +177,348 @@ def test_squash_leaves_a_plain_model():
     assert torch.equal(model[3].weight, weight)
     assert torch.equal(model(x), wanted)
     assert all(isinstance(model[index].weight, nn.Parameter) for index in (0, 3))
+
+
+def test_squash_keeps_the_parameters_and_the_momentum():
+    """An optimiser made before the masks trains on after the squash, as if nothing had happened."""
+    model, plain = small_model(), small_model()
+    x = torch.randn(4, 2, 6, generator=torch.Generator().manual_seed(4))
+
+    def trained(model, *, squash: bool) -> tuple[dict, torch.optim.Optimizer]:
+        steps = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        for index in (0, 3):
+            set_mask(model[index], torch.ones_like(model[index].weight, dtype=torch.bool))
+        for step in range(4):
+            if step == 2 and squash:
+                squash_masks(model)
+            steps.zero_grad()
+            model(x).square().sum().backward()
+            steps.step()
+        squash_masks(model)
+        return model.state_dict(), steps
+
+    before = [id(parameter) for parameter in model.parameters()]
+    state, steps = trained(model, squash=True)
+    wanted, _ = trained(plain, squash=False)
+    assert sorted(map(id, model.parameters())) == sorted(before)
+    held = [id(p) for group in steps.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(before)
+    assert all(steps.state[parameter] for parameter in model.parameters())
+    for name, tensor in wanted.items():
+        assert torch.equal(state[name], tensor), name
+
+
+def test_squash_also_writes_what_else_parametrises_the_weight():
+    class Half(nn.Module):
+        def forward(self, weight):
+            return weight / 2
+
+    module = seeded(nn.Linear(6, 4))
+    mask, parameter = random_mask((4, 6)), module.weight
+    before = parameter.detach().clone()
+    set_mask(module, mask)
+    nn.utils.parametrize.register_parametrization(module, "weight", Half())
+    squash_masks(module)
+    assert module.weight is parameter
+    assert torch.equal(parameter, torch.where(mask, before / 2, 0))
+
+
+def test_what_lies_below_the_mask_never_shows():
+    """Neither NaN nor the sign of a zero."""
+    module = seeded(nn.Linear(6, 4))
+    mask = random_mask((4, 6))
+    with torch.no_grad():
+        module.weight[~mask] = float("nan")
+    set_mask(module, mask)
+    assert not module.weight[~mask].any()
+    module.weight.sum().backward()
+    assert torch.equal(dense_weight(module).grad, mask.float())
+    with torch.no_grad():
+        dense_weight(module)[~mask] = -1
+    assert not torch.signbit(module.weight[~mask]).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions(dtype):
+    model = masked_model().to(dtype)
+    x = torch.randn(4, 2, 6, generator=torch.Generator().manual_seed(4)).to(dtype)
+    y = model(x)
+    y.float().square().sum().backward()
+    assert y.dtype == model[3].weight.dtype == dense_weight(model[3]).grad.dtype == dtype
+    assert weight_mask(model[3]).mask.dtype == torch.bool
+    squash_masks(model)
+    assert torch.equal(model(x), y)
+
+
+# --- copies, files, graphs -----------------------------------------------------------------------
+
+
+def test_attach_masks_to_a_plain_model():
+    """A state dict with masks fits a plain model once its masks are attached."""
+    model, other = masked_model(), seeded(small_model(), 2)
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    assert attach_masks(other, state) == ["0.weight", "3.weight"]
+    other.load_state_dict(state)
+    for index in (0, 3):
+        assert torch.equal(other[index].weight, model[index].weight)
+    assert attach_masks(other, small_model().state_dict()) == []
+
+
+def test_attach_masks_to_one_module():
+    module = nn.Linear(3, 2)
+    mask = random_mask((2, 3))
+    assert attach_masks(module, {"parametrizations.weight.0.mask": mask}) == ["weight"]
+    assert torch.equal(weight_mask(module).mask, mask)
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "message"),
+    [
+        ("9.parametrizations.weight.0.mask", (3, 2, 3), "no tensor '9.weight' for the mask of"),
+        ("0.parametrizations.gain.0.mask", (3, 2, 3), "no tensor '0.gain' for the mask of"),
+        (
+            "0.parametrizations.weight.0.mask",
+            (3, 2),
+            "tensor '0.weight': mask must have its shape (3, 2, 3), not (3, 2)",
+        ),
+    ],
+)
+def test_attach_masks_that_do_not_fit(key, shape, message):
+    model = small_model()
+    state = {"3.parametrizations.weight.0.mask": random_mask((2, 12)), key: random_mask(shape)}
+    with pytest.raises(GshwError, match=re.escape(message)):
+        attach_masks(model, state)
+    assert masked_tensors(model) == []
+
+
+def test_squashed_state_dict_leaves_the_model_alone():
+    model = masked_model()
+    state = squashed_state_dict(model)
+    assert len(masked_tensors(model)) == 2
+    assert set(state) == set(small_model().state_dict())
+    squash_masks(model)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(state[name], tensor), name
+    module = nn.Linear(3, 2)
+    set_mask(module, random_mask((2, 3)))
+    assert set(squashed_state_dict(module)) == {"weight", "bias"}
+
+
+def test_pickle():
+    """Torch pickles no parametrised module; a squashed one is plain again."""
+    model = masked_model()
+    with pytest.raises(RuntimeError, match="only supported through state_dict"):
+        pickle.dumps(model)
+    squash_masks(model)
+    twin = pickle.loads(pickle.dumps(model))
+    assert torch.equal(twin[3].weight, model[3].weight)
+    masks = pickle.loads(pickle.dumps(weight_mask(masked_model()[3])))
+    assert torch.equal(masks.mask, weight_mask(masked_model()[3]).mask)
+
+
+def test_copies_squash_apart():
+    """Torch keeps a tensor's property on a class that copies share; ours do not."""
+    model = masked_model()
+    twin = copy.deepcopy(model)
+    third = copy.deepcopy(twin)
+    weight = model[3].weight.detach().clone()
+    squash_masks(twin)
+    assert torch.equal(model[3].weight, weight) and torch.equal(third[3].weight, weight)
+    squash_masks(model)
+    assert type(model[3]) is nn.Linear and torch.equal(third[3].weight, weight)
+
+
+def test_a_copy_takes_a_second_mask_alone():
+    model = nn.LSTM(3, 4)
+    set_mask(model, random_mask((16, 3)), "weight_ih_l0")
+    twin = copy.deepcopy(model)
+    set_mask(twin, random_mask((16, 4)), "weight_hh_l0")
+    assert [name for _, name in masked_tensors(model)] == ["weight_ih_l0"]
+    assert isinstance(model.weight_hh_l0, nn.Parameter)
+    assert len(masked_tensors(twin)) == 2
+
+
+RECURRENT = {
+    "lstm": lambda: nn.LSTM(3, 4, batch_first=True),
+    "lstm-projected": lambda: nn.LSTM(3, 5, num_layers=2, bidirectional=True, proj_size=2),
+    "gru": lambda: nn.GRU(3, 4, num_layers=2, bidirectional=True),
+    "rnn": lambda: nn.RNN(3, 4, num_layers=2, bias=False, nonlinearity="relu"),
+}
+
+
+def masked_recurrent(kind: str) -> tuple[nn.RNNBase, nn.RNNBase]:
+    """With masks on all matrices, and the same with the zeros in plain weights."""
+    module, plain = seeded(RECURRENT[kind]()), seeded(RECURRENT[kind]())
+    for seed, name in enumerate(n for n in module._flat_weights_names if "weight" in n):
+        mask = random_mask(getattr(module, name).shape, seed)
+        set_mask(module, mask, name)
+        with torch.no_grad():
+            getattr(plain, name)[~mask] = 0
+    return module, plain
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_recurrent_weights(kind):
+    """RNNs keep a list of their weights beside them; it must not bypass the masks."""
+    module, plain = masked_recurrent(kind)
+    x = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(1)) / 4
+    wanted = plain(x)[0]
+    assert torch.equal(module(x)[0], wanted)
+    module(x)[0].square().sum().backward()
+    plain(x)[0].square().sum().backward()
+    for owner, name in masked_tensors(module):
+        mask = weight_mask(owner, name).mask
+        gradient = dense_weight(owner, name).grad
+        assert not gradient[~mask].any() and gradient.any()
+        torch.testing.assert_close(gradient, torch.where(mask, getattr(plain, name).grad, 0))
+    twin = copy.deepcopy(module)
+    assert torch.equal(twin(x)[0], wanted)
+    squash_masks(twin)
+    assert type(twin) is type(plain) and torch.equal(twin(x)[0], wanted)
+    assert torch.equal(module(x)[0], wanted)
+    names = [name for name in module._flat_weights_names if "weight" in name]
+    set_mask(module, torch.zeros_like(weight_mask(module, names[0]).mask), names[0])
+    assert not torch.equal(module(x)[0], wanted)
+    assert module.double()(x.double())[0].dtype == torch.float64
+    squash_masks(module)
+    assert pickle.loads(pickle.dumps(module)).weight_ih_l0.dtype == torch.float64
+
+
+ATTENTION = {
+    "packed": ({}, ("in_proj_weight",), 8),
+    "separate": ({"kdim": 6, "vdim": 6}, ("q_proj_weight", "k_proj_weight", "v_proj_weight"), 6),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", ATTENTION)
+def test_attention_weights(kind, training):
+    """Also on the fused path that attention takes in evaluation without gradients."""
+    options, names, key_size = ATTENTION[kind]
+    module = seeded(nn.MultiheadAttention(8, 2, batch_first=True, **options)).train(training)
+    plain = copy.deepcopy(module)
+    places = [(module, plain, name) for name in names]
+    for masked, other, name in [*places, (module.out_proj, plain.out_proj, "weight")]:
+        mask = random_mask(getattr(masked, name).shape)
+        set_mask(masked, mask, name)
+        with torch.no_grad():
+            getattr(other, name)[~mask] = 0
+    generator = torch.Generator().manual_seed(1)
+    query = torch.randn(2, 5, 8, generator=generator)
+    key = query if key_size == 8 else torch.randn(2, 5, key_size, generator=generator)
+    with torch.set_grad_enabled(training):
+        wanted = plain(query, key, key)[0]
+        torch.testing.assert_close(module(query, key, key)[0], wanted)
+    squash_masks(module)
+    assert type(module) is nn.MultiheadAttention
+    torch.testing.assert_close(module(query, key, key)[0], wanted)
+
+
+def test_transformer_layer_in_evaluation():
+    """Its fused path reads the weights of its parts."""
+    layer = seeded(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True))
+    places = [(layer.self_attn, "in_proj_weight"), (layer.self_attn.out_proj, "weight")]
+    places += [(layer.linear1, "weight"), (layer.linear2, "weight")]
+    for module, name in places:
+        set_mask(module, random_mask(getattr(module, name).shape), name)
+    x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1))
+    trained = layer(x)
+    model = nn.TransformerEncoder(layer.eval(), 1).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), trained)
+        torch.testing.assert_close(model(x), trained)
+
+
+GRAPH_MODELS = {
+    "convolution": (masked_model, (4, 2, 6)),
+    "recurrent": (lambda: masked_recurrent("lstm")[0], (5, 2, 3)),
+}
+
+
+def first(output):
+    return output[0] if isinstance(output, tuple) else output
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes")
+@pytest.mark.parametrize("kind", GRAPH_MODELS)
+def test_torch_export(kind):
+    """The exported program holds the mask as a buffer."""
+    make, shape = GRAPH_MODELS[kind]
+    model = make().eval()
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    program = torch.export.export(model, (x,))
+    assert any(name.endswith(".mask") for name in program.state_dict)
+    torch.testing.assert_close(first(program.module()(x)), first(model(x)))
+
+
+@pytest.mark.parametrize("kind", GRAPH_MODELS)
+def test_torch_compile(kind):
+    """Forward and backward are as uncompiled, also after a mask has changed in place."""
+    make, shape = GRAPH_MODELS[kind]
+    model = make()
+    twin = copy.deepcopy(model)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="aot_eager")
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    for seed in (1, 2):
+        torch.testing.assert_close(first(compiled(x)), first(twin(x)))
+        for one in (compiled, twin):
+            one.zero_grad()
+            first(one(x)).square().sum().backward()
+        for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad)
+        for (owner, name), (other, _) in zip(masked_tensors(model), masked_tensors(twin)):
+            mask = random_mask(weight_mask(owner, name).mask.shape, seed)
+            set_mask(owner, mask, name)
+            set_mask(other, mask, name)
+
+
+# --- dense gradients -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_captured_gradient_is_that_of_the_masked_weight(compiled):
+    """At all places, equal to the gradient of a plain weight of the same values; summed."""
+    model, plain = masked_model(), small_model()
+    plain.load_state_dict(squashed_state_dict(model))
+    xs = torch.randn(2, 4, 2, 6, generator=torch.Generator().manual_seed(4))
+    torch.compiler.reset()
+    runs = torch.compile(model, backend="aot_eager") if compiled else model
+    runs(xs[0]).square().sum().backward()
+    assert weight_mask(model[3]).take_gradient() is None
+    with capture_gradients(model):
+        for x in xs:
+            runs(x).square().sum().backward()
+            plain(x).square().sum().backward()
+    runs(xs[0]).square().sum().backward()
+    for index in (0, 3):
+        mask = weight_mask(model[index])
+        gradient = mask.take_gradient()
+        torch.testing.assert_close(gradient, plain[index].weight.grad)
+        assert gradient[~mask.mask].any()
+        assert mask.take_gradient() is None
+
+
+def test_capturing_forgets_what_was_not_taken():
+    model = masked_model()
+    x = torch.randn(4, 2, 6, generator=torch.Generator().manual_seed(4))
+    found = []
+    for _ in range(2):
+        with capture_gradients(model):
+            model(x).square().sum().backward()
+        found.append(weight_mask(model[0])._gradient.clone())
+    assert torch.equal(*found)
+
+
+def test_captured_gradient_of_a_frozen_weight_is_none():
+    model = masked_model().requires_grad_(False)
+    x = torch.randn(4, 2, 6, requires_grad=True)
+    with capture_gradients(model):
+        model(x).sum().backward()
+    assert weight_mask(model[0]).take_gradient() is None
 
 
 # --- schedule ------------------------------------------------------------------------------------

@@ -14,11 +14,15 @@ from gshw.geometry import Geometry
 from gshw.golden import run_layer
 from gshw.quantise import (
     FIXED_POINT_ERROR,
+    Calibration,
     FloatLayer,
+    RangeMethod,
+    activation_range,
     quantise_activations,
     quantise_layer,
     row_scales,
     to_fixed,
+    to_integers,
 )
 from tests.strategies import all_engines
 
@@ -213,7 +217,109 @@ def test_row_order_and_scales_are_handed_on():
     assert (layer.input_scale, layer.output_scale) == (0.02, 0.25)
 
 
+@pytest.mark.parametrize("engine", sorted(ALL))
+@pytest.mark.parametrize("weight_width", [2, 3, 4])
+def test_fewer_bits_than_the_engine(engine, weight_width):
+    """The whole narrow range is used, nearest codes, and None is the engine's width."""
+    config = dataclasses.replace(ALL[engine], accumulator_width=32)
+    weights = np.random.default_rng(4).normal(size=(6, 30))
+    source = float_layer(weights, weight_width=weight_width)
+    codes = decode_weights(config, quantise_layer(config, source))
+    highest = 2 ** (weight_width - 1) - 1
+    assert np.abs(codes).max(axis=1).tolist() == [highest] * 6
+    scale = np.abs(weights).max(axis=1, keepdims=True) / highest
+    assert np.abs(codes * scale - weights).max() <= 0.5 * scale.max() * (1 + 1e-12)
+    full, _ = to_integers(config, float_layer(weights))
+    same, _ = to_integers(config, float_layer(weights, weight_width=config.weight_width))
+    np.testing.assert_array_equal(full, same)
+
+
+# --- activation ranges ---------------------------------------------------------------------------
+
+
+def heavy(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_t(3, n)
+
+
+def test_range_by_maximum_and_percentile():
+    values = np.concatenate([np.arange(-999, 1), [0.5]]).reshape(7, -1)
+    assert activation_range(values, RangeMethod.MAX) == 999.0
+    assert activation_range(values, percentile=50.0) == 499.0
+    assert activation_range(values, percentile=100.0) == 999.0
+    big = heavy(50000)
+    assert activation_range(big) == np.quantile(np.abs(big), 0.9999)
+
+
+def squared_error(values: np.ndarray, clip: float, highest_code: int) -> float:
+    """By definition, value by value."""
+    step = clip / highest_code
+    total = 0.0
+    for value in np.abs(values).tolist():
+        total += (value - min(round(value / step), highest_code) * step) ** 2
+    return total
+
+
+@pytest.mark.parametrize("highest_code", [7, 15, 127])
+@pytest.mark.parametrize("kind", ["normal", "heavy", "relu", "uniform", "outlier"])
+def test_range_of_least_error(highest_code, kind):
+    """No clip on a fine grid is better by more than the grid of the search explains."""
+    rng = np.random.default_rng(1)
+    values = {
+        "normal": rng.normal(size=3000),
+        "heavy": heavy(3000, 2),
+        "relu": np.maximum(rng.normal(size=3000), 0),
+        "uniform": rng.uniform(-1, 1, 3000),
+        "outlier": np.append(rng.normal(size=3000), 90.0),
+    }[kind]
+    found = activation_range(values, RangeMethod.MSE, highest_code=highest_code)
+    peak = np.abs(values).max()
+    best = min(squared_error(values, c, highest_code) for c in np.geomspace(peak / 200, peak, 60))
+    assert squared_error(values, found, highest_code) <= 1.02 * best
+    if kind == "uniform":
+        assert found > 0.9 * peak
+    if kind == "heavy" and highest_code == 7:
+        assert found < 0.5 * peak
+
+
+def test_range_of_least_error_on_many_values():
+    """The bulk is summed up with its weight, the tail is kept whole."""
+    values = np.append(heavy(200_000, 3), [400.0, -500.0])
+
+    def error(clip: float) -> float:
+        step = clip / 7
+        return np.square(values - np.clip(np.rint(values / step), -7, 7) * step).sum()
+
+    found = activation_range(values, RangeMethod.MSE, highest_code=7)
+    assert error(found) <= 1.01 * min(error(clip) for clip in np.geomspace(2, 500, 80))
+
+
+@pytest.mark.parametrize("method", RangeMethod)
+def test_range_of_nothing(method):
+    assert activation_range(np.zeros(0), method) == 0.0
+    assert activation_range(np.zeros((3, 4)), method) == 0.0
+    assert activation_range(np.full(9, -2.5), method, highest_code=127) == 2.5
+    assert np.isnan(activation_range(np.array([1.0, np.nan]), method))
+
+
+@pytest.mark.parametrize(("bad", "shown"), [(0.0, "0"), (-3, "-3"), (100.01, "100.01")])
+def test_percentile_out_of_range(bad, shown):
+    with raises(f"percentile must be above 0 and at most 100, not {shown}"):
+        activation_range(np.ones(3), percentile=bad)
+
+
+def test_calibration_scales():
+    found = Calibration(input_range=2.54, output_range=0.0, signed_input=True, signed_output=False)
+    assert found.input_scale(TINY) == pytest.approx(0.02)
+    assert found.output_scale(TINY) == 1 / 255
+
+
 # --- errors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [-4, 0, 1, 9])
+def test_weight_width_out_of_range(bad):
+    with raises(f"layer 'fc': weight_width must be from 2 to the engine's 8, not {bad}"):
+        quantise_layer(TINY, float_layer([[1.0, 2.0]], weight_width=bad))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

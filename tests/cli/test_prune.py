@@ -1,16 +1,19 @@
 """``gshw prune``: from a factory to the artefact and through the RTL, and what it refuses."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from gshw.artefact import load_model
 from gshw.cli import main
 from gshw.config import load_config
 from gshw.encoding import decode_weights
+from pruning.masking import set_mask
 from tests.cli.conftest import save_array
 
 TINY = load_config("tiny").engine
@@ -102,7 +105,7 @@ def test_prune_with_calibration_weights_and_dense_layers(run, factory, tmp_path)
         "consecutive",
     )
     assert (result.status, result.err) == (0, "")
-    assert "kept dense: 4: asked for" in result.out
+    assert "kept dense: 4: the recipe skips it" in result.out
 
 
 @pytest.mark.parametrize(("name", "shown"), [("nan", "nan"), ("inf", "inf")])
@@ -114,22 +117,18 @@ def test_prune_refuses_weights_that_are_not_finite(refused, factory, tmp_path, n
     assert not out.exists()
 
 
-def test_prune_refuses_unsupported_layers(refused, factory, tmp_path):
-    line = refused("prune", f"{factory}:recurrent", *PRUNE, "-o", tmp_path / "m")
-    assert line == ("layer '1' is a LSTM; supported are Linear, Conv1d and Conv2d with groups = 1")
-    line = refused(
-        "prune",
-        f"{factory}:twice",
-        "--config",
-        "tiny",
-        "--sparsity",
-        "0.5",
-        "--input-shape",
-        "4",
-        "-o",
-        tmp_path / "m",
-    )
-    assert line == "layer '0' is used twice; supported are layers used once"
+def test_prune_what_is_no_chain(run, factory, tmp_path):
+    """Recurrent layers, and layers used twice: each matrix is encoded as a layer of its own."""
+    out = tmp_path / "m.safetensors"
+    options = ["--config", "tiny", "--sparsity", "0.5", "-o", out]
+    result = run("prune", f"{factory}:recurrent", *options, "--input-shape", "3,4")
+    assert (result.status, result.err) == (0, "")
+    assert "each matrix is a layer of its own: layer '1' is a LSTM; supported are " in result.out
+    assert list(load_model(out, TINY).layers) == ["0", "1.weight_ih_l0", "1.weight_hh_l0"]
+    result = run("prune", f"{factory}:twice", *options, "--input-shape", "4")
+    assert (result.status, result.err) == (0, "")
+    assert "of its own: layer '0' is used twice; supported are layers used once" in result.out
+    assert (list(load_model(out, TINY).layers), load_model(out, TINY).chain) == (["0"], ())
 
 
 @pytest.mark.parametrize(
@@ -150,7 +149,7 @@ def test_prune_bad_factory(refused, factory, tmp_path, name, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "needs --calibration FILE or --input-shape C,H,W"),
+        ([], "needs --dataset, --calibration FILE or --input-shape C,H,W"),
         (
             ["--input-shape", "4,x"],
             "--input-shape must be positive integers like 3,32,32, not '4,x'",
@@ -253,3 +252,341 @@ def test_samples_must_be_positive(text, capsys):
     assert caught.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.endswith(f"argument --samples: must be a positive integer, not '{text}'")
+
+
+# --- recipes and reports -------------------------------------------------------------------------
+
+RECIPE = """
+engine = "tiny"
+seed = 3
+
+[pattern]
+kind = "gs"
+
+[target]
+sparsity = 0.5
+
+[[layer]]
+match = "4"
+sparsity = 0.75
+"""
+
+TASK = """
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+
+def network():
+    torch.manual_seed(7)
+    return nn.Sequential(
+        nn.Linear(16, 24), nn.ReLU(), nn.Dropout(0.1), nn.Linear(24, 24), nn.ReLU(),
+        nn.Linear(24, 2),
+    )
+
+
+def samples(n, seed):
+    x = torch.randn(n, 16, generator=torch.Generator().manual_seed(seed))
+    return TensorDataset(x, (x[:, :8].sum(dim=1) > 0).long())
+
+
+def dataset():
+    return samples(96, 1), samples(50, 2)
+
+
+def regression():
+    x = samples(96, 1).tensors[0]
+    data = TensorDataset(x, x[:, :2])
+    return data, data, nn.functional.mse_loss
+
+
+def empty():
+    return [], samples(50, 2)
+
+
+def one():
+    return nn.Linear(4, 4)
+"""
+
+
+@pytest.fixture
+def task(factory, tmp_path):
+    """A module with a small network and datasets beside the factories."""
+    (tmp_path / "cli_task.py").write_text(TASK)
+    yield "cli_task"
+    sys.modules.pop("cli_task", None)
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Write a recipe, the usual one or with changes, and return its path."""
+
+    def write(more: str = "", text: str = RECIPE):
+        path = tmp_path / "recipe.toml"
+        path.write_text(text + more)
+        return path
+
+    return write
+
+
+def test_prune_by_recipe(run, factory, recipe, tmp_path):
+    """Report, totals, provenance and picture tell of the resolved recipe."""
+    out, record, plot = tmp_path / "m.safetensors", tmp_path / "r.json", tmp_path / "p.png"
+    arguments = ["prune", f"{factory}:chain", "--recipe", recipe(), "--input-shape", "4,3,3"]
+    result = run(*arguments, "-o", out, "--json", record, "--plot", plot)
+    assert (result.status, result.err) == (0, "")
+    data = json.loads(record.read_text())
+    assert data["config_hash"] == TINY.hash and data["seed"] == 3
+    assert [layer["target"] for layer in data["layers"]] == [0.5, 0.75]
+    for layer in data["layers"]:
+        assert layer["pattern"] == TINY.pattern_name
+        assert layer["actual"] == pytest.approx(layer["target"], abs=0.03)
+        assert 0.8 < layer["kept_of_unstructured"] <= 1.0
+        assert 0 <= layer["gap"] < 1e-6
+        assert 0 < layer["output_error"] < 1
+        assert layer["speed_up"] == layer["dense_cycles"] / layer["cycles"] > 1
+    total = data["total"]
+    for key in ("groups", "cycles", "dense_cycles"):
+        assert total[key] == sum(layer[key] for layer in data["layers"])
+    sizes = [layer["rows"] * layer["columns"] for layer in data["layers"]]
+    kept = sum(layer["actual"] * size for layer, size in zip(data["layers"], sizes))
+    assert total["sparsity"] == pytest.approx(kept / sum(sizes))
+    scores = [sum(layer[key] for layer in data["layers"]) for key in ("kept_score", "ceiling")]
+    assert total["kept_of_unstructured"] == pytest.approx(scores[0] / scores[1])
+    assert total["gap"] == max(layer["gap"] for layer in data["layers"])
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    header = next(line for line in result.out.splitlines() if "kept score" in line)
+    wanted = ["shape", "pattern", "target", "actual", "gap", "output error", "groups", "speed-up"]
+    assert all(column in header for column in wanted)
+    provenance = load_model(out, TINY).provenance
+    resolved = json.loads(provenance["recipe"])
+    assert resolved == data["recipe"] and resolved["layer"][0]["match"] == "4"
+    assert provenance["recipe_hash"] == data["recipe_hash"]
+    assert (provenance["seed"], provenance["config_hash"]) == ("3", TINY.hash)
+
+
+def test_kept_score_and_output_error_against_numpy(run, task, tmp_path):
+    """Of one linear layer, computed here from its weights and samples."""
+    record, weights = tmp_path / "r.json", tmp_path / "w.safetensors"
+    samples = np.random.default_rng(2).normal(size=(9, 4)).astype(np.float32)
+    path = save_array(tmp_path / "x.npy", samples)
+    torch.manual_seed(0)
+    save_file(dict(nn.Linear(4, 4).state_dict()), tmp_path / "in.safetensors")
+    options = ["--config", "tiny", "--sparsity", "0.5", "--calibration", path]
+    options += ["--weights", tmp_path / "in.safetensors", "--save-weights", weights]
+    result = run("prune", f"{task}:one", *options, "-o", tmp_path / "m", "--json", record)
+    assert (result.status, result.err) == (0, "")
+    (layer,) = json.loads(record.read_text())["layers"]
+    before = load_file(tmp_path / "in.safetensors")["weight"].numpy().astype(float)
+    bias = load_file(tmp_path / "in.safetensors")["bias"].numpy().astype(float)
+    after = load_file(weights)["weight"].numpy().astype(float)
+    kept = np.abs(after).sum() / np.sort(np.abs(before).reshape(-1))[-8:].sum()
+    assert np.count_nonzero(after) == 8
+    assert layer["kept_of_unstructured"] == pytest.approx(kept, rel=1e-6)
+    dense, pruned = samples @ before.T + bias, samples @ after.T + bias
+    error = np.linalg.norm(pruned - dense) / np.linalg.norm(dense)
+    assert layer["output_error"] == pytest.approx(error, rel=1e-5)
+
+
+def test_options_change_a_recipe(run, factory, recipe, tmp_path):
+    record = tmp_path / "r.json"
+    arguments = ["prune", f"{factory}:chain", "--recipe", recipe(), "--input-shape", "4,3,3"]
+    arguments += ["-o", tmp_path / "m", "--json", record, "--seed", "9", "--sparsity", "0.25"]
+    assert run(*arguments, "--keep-dense", "4").status == 0
+    data = json.loads(record.read_text())
+    assert data["recipe"]["seed"] == data["seed"] == 9
+    assert data["recipe"]["target"]["sparsity"] == 0.25
+    assert data["kept_dense"] == {"4": "the recipe skips it"}
+    by_name = {layer["name"]: layer for layer in data["layers"]}
+    assert (by_name["4"]["pattern"], by_name["4"]["gap"]) == ("dense", None)
+    assert by_name["0"]["target"] == 0.25
+
+
+def test_weights_with_masks(run, task, tmp_path):
+    """A state dict saved during pruning loads as the model that computed with it."""
+    model = nn.Linear(4, 4)
+    mask = torch.eye(4, dtype=torch.bool)
+    set_mask(model, mask)
+    torch.save(model.state_dict(), tmp_path / "in.pt")
+    options = ["--config", "tiny", "--input-shape", "4", "-o", tmp_path / "m"]
+    options += ["--weights", tmp_path / "in.pt", "--save-weights", tmp_path / "w"]
+    assert run("prune", f"{task}:one", *options, "--sparsity", "0").status == 0
+    assert torch.equal(load_file(tmp_path / "w")["weight"], model.weight)
+    torch.save({"parametrizations.gain.0.mask": mask}, tmp_path / "in.pt")
+    result = run("prune", f"{task}:one", *options, "--sparsity", "0")
+    assert result.err == (
+        f"gshw: {tmp_path / 'in.pt'}: does not fit the model: the model has no tensor 'gain' for "
+        "the mask of that name\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--config", "tiny"], "needs --recipe FILE, or --config and --sparsity"),
+        (["--sparsity", "0.5"], "needs --recipe FILE, or --config and --sparsity"),
+        (["--recipe", "no.toml"], "no.toml: no such recipe"),
+        (
+            ["--recipe", "recipe.toml", "--rows", "scatter"],
+            "--rows is [pattern] grouping of the recipe; give one of both",
+        ),
+        (["--recipe", "recipe.toml", "--epochs", "2"], "--epochs is about training, which needs"),
+        (["--recipe", "recipe.toml", "--batch-size", "2"], "--batch-size is about training, "),
+        (["--recipe", "recipe.toml", "--learning-rate", "2"], "--learning-rate is about train"),
+        (["--recipe", "recipe.toml", "--checkpoint", "c"], "--checkpoint is about training, "),
+        (["--recipe", "recipe.toml", "--resume"], "--resume is about training, which needs"),
+        (
+            ["--recipe", "recipe.toml", "--json", "no/r.json"],
+            "no/r.json: cannot be written: No such file or directory",
+        ),
+        (
+            ["--recipe", "recipe.toml", "--plot", "no/p.png"],
+            "no/p.png: cannot be written: No such file or directory",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together(refused, factory, recipe, tmp_path, options, message):
+    recipe()
+    out = tmp_path / "m"
+    line = refused("prune", f"{factory}:chain", *options, "--input-shape", "4,3,3", "-o", out)
+    assert line.startswith(message)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ('[[layer]]\nmatch = "conv*"\nskip = true', "no layer matches 'conv*' of the recipe"),
+        ('[method]\nkind = "gradual"\nstop = 0.5\nupdates = 2', "method 'gradual' acts during tr"),
+        ("[targets]\nsparsity = 0.5", "{path}: unknown key or section 'targets'"),
+    ],
+)
+def test_recipes_that_cannot_be_followed(refused, factory, recipe, tmp_path, more, message):
+    path, out = recipe(more), tmp_path / "m"
+    line = refused(
+        "prune", f"{factory}:chain", "--recipe", path, "--input-shape", "4,3,3", "-o", out
+    )
+    assert line.startswith(message.format(path=path))
+    assert not out.exists()
+
+
+# --- training ------------------------------------------------------------------------------------
+
+GRADUAL = """
+engine = "tiny"
+
+[pattern]
+kind = "gs"
+
+[target]
+sparsity = 0.5
+
+[method]
+kind = "gradual"
+start = 0.0
+stop = 0.6
+updates = 3
+"""
+
+
+def training(task, recipe, out, *more):
+    options = ["--recipe", recipe(text=GRADUAL), "--dataset", f"{task}:dataset", "-o", out]
+    options += ["--epochs", "3", "--batch-size", "16", "--learning-rate", "0.01"]
+    return ["prune", f"{task}:network", *options, *more]
+
+
+def test_train_and_prune(run, task, recipe, tmp_path):
+    out, record, weights = tmp_path / "m", tmp_path / "r.json", tmp_path / "w"
+    arguments = training(task, recipe, out, "--json", record, "--save-weights", weights)
+    result = run(*arguments)
+    assert (result.status, result.err) == (0, "")
+    data = json.loads(record.read_text())
+    epochs = data["training"]
+    assert [epoch["epoch"] for epoch in epochs] == [1, 2, 3]
+    assert epochs[-1]["metric"] > 0.6 and epochs[-1]["sparsity"] == pytest.approx(0.5, abs=0.02)
+    state = load_file(weights)
+    for layer in data["layers"]:
+        assert layer["output_error"] is None
+        assert layer["kept_of_unstructured"] > 0.8 and layer["gap"] < 1e-6
+        matrix = state[f"{layer['name']}.weight"]
+        assert (matrix == 0).float().mean() == pytest.approx(layer["actual"], abs=1e-6)
+    settings = json.loads(load_model(out, TINY).provenance["training"])
+    assert settings["dataset"] == f"{task}:dataset" and settings["n_epochs"] == 3
+
+
+def test_loss_of_the_dataset(run, task, recipe, tmp_path):
+    record = tmp_path / "r.json"
+    arguments = training(task, recipe, tmp_path / "m", "--json", record)
+    arguments[arguments.index(f"{task}:dataset")] = f"{task}:regression"
+    assert run(*arguments, "--calibration", save_array(tmp_path / "x.npy", X)).status == 0
+    epochs = json.loads(record.read_text())["training"]
+    assert epochs[-1]["metric"] is None
+    assert epochs[-1]["validation_loss"] < epochs[0]["validation_loss"]
+
+
+X = np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32)
+
+
+def test_interrupted_and_resumed(run, refused, task, recipe, tmp_path, monkeypatch):
+    """Weights, artefact and record are those of the run that was left alone."""
+    wanted = tmp_path / "wanted"
+    assert run(*training(task, recipe, tmp_path / "a", "--save-weights", wanted)).status == 0
+    from pruning import training as module
+
+    evaluate, calls = module.evaluate, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return evaluate(*arguments)
+
+    checkpoint, weights = tmp_path / "c.pt", tmp_path / "w"
+    arguments = training(
+        task, recipe, tmp_path / "b", "--checkpoint", checkpoint, "--save-weights", weights
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "evaluate", interrupted)
+        assert run(*arguments, "--resume").status == 130
+    assert checkpoint.exists() and not weights.exists()
+    before = checkpoint.read_bytes()
+    line = refused(*arguments)
+    assert line == f"{checkpoint}: is there already; go on with --resume, or remove it"
+    for option, value, told in [
+        ("--epochs", "4", "epochs 3, not 4"),
+        ("--sparsity", "0.6", "recipe "),
+        ("--config", "h16", "recipe "),
+        ("--batch-size", "8", "batch size 16, not 8"),
+        ("--learning-rate", "0.02", "learning rate 0.01, not 0.02"),
+    ]:
+        line = refused(*arguments, "--resume", option, value)
+        assert line.startswith(f"{checkpoint}: is of a run with {told}")
+    assert checkpoint.read_bytes() == before and not weights.exists()
+    assert run(*arguments, "--resume").status == 0
+    resumed, uninterrupted = load_file(weights), load_file(wanted)
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in uninterrupted.items())
+    a, b = load_model(tmp_path / "a", TINY), load_model(tmp_path / "b", TINY)
+    for name, layer in a.layers.items():
+        np.testing.assert_array_equal(layer.value, b.layers[name].value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--dataset", "cli_task:empty"], "cli_task:empty: the training set yields nothing"),
+        (["--dataset", "cli_task"], "the dataset must be written package.module:dataset, not"),
+        (["--dataset", "cli_task:network"], "cli_task:network: must return (training, validatio"),
+        (["--dataset", "cli_task:nothing"], "cli_task:nothing: cannot be imported: "),
+        (["--learning-rate", "0"], "learning_rate must be positive, not 0"),
+        (["--resume"], "--resume needs --checkpoint FILE"),
+        (
+            ["--checkpoint", "no/c.pt"],
+            "no/c.pt: cannot be written: No such file or directory",
+        ),
+        (["--epochs", "1", "--batch-size", "96"], "method 'gradual' makes "),
+    ],
+)
+def test_trainings_that_cannot_begin(refused, task, recipe, tmp_path, options, message):
+    out = tmp_path / "m"
+    assert refused(*training(task, recipe, out), *options).startswith(message)
+    assert not out.exists()
