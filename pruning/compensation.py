@@ -61,8 +61,10 @@ def compensate_model(
     Sequentially, each layer is fitted to the *dense* model's outputs from the inputs that it gets
     in the model as compensated so far, so it also makes up for the layers before it. That takes a
     pass of both models over the batches for every weight. Otherwise all moments come from one
-    pass of the dense model. On the digits network at 90 % the relative error of the logits was
-    0.20 sequentially and 0.31 otherwise, at 95 % the accuracy 84 and 77 %.
+    pass of the dense model. On the digits network in GS(16, 1) the relative error of the logits
+    was 0.15 sequentially and 0.25 otherwise at 90 %; at 95 % the accuracy was 96.6 and 93.2 %.
+
+    A weight's bias is solved with it: it takes up the mean of what is lacking.
 
     Values below a mask's zeros stay as they are.
 
@@ -76,7 +78,8 @@ def compensate_model(
         As :func:`compensate`.
     max_weight
         Largest integer code: the weights become codes times a scale per row, as
-        :func:`quantise_compensated`. None: they stay free.
+        :func:`quantise_compensated`; parameters of half precision cannot hold them exactly.
+        None: they stay free.
     sequential
         See above.
     batch_norm

@@ -25,12 +25,26 @@ from gshw.quantise import quantise_activations
 from gshw.report import print_wide, progress_bar, write_record
 from gshw.runtime import run_layer
 from gshw.simulate import LayerReport, chain_input, dense_twin, simulate_layer
-from pruning.digits import Digits, accuracy, channels_last, digits, network, train
+from pruning.digits import (
+    Digits,
+    accuracy,
+    channels_last,
+    digits,
+    n_steps,
+    network,
+    train,
+)
 from pruning.export import export
 from pruning.layers import analyse
 from pruning.plots import plot_accuracy, plot_cycles, plot_mask
-from pruning.projection import RowGrouping
-from pruning.prune import Pattern, PruningPlan, cubic_sparsity, prune_step
+from pruning.gs import Gs
+from pruning.methods import Gradual
+from pruning.neighbours import Block, Unstructured
+from pruning.pattern import Pattern, Projection
+from pruning.pruner import GSPruner
+from pruning.recipe import Recipe
+from pruning.settings import LayerRule, SparsityTarget
+from pruning.weights import find_weights
 
 SPARSITIES = (0.8, 0.9)
 
@@ -80,35 +94,60 @@ class Case:
         return self.dense_cycles / self.cycles
 
 
+def contestants(config: EngineConfig) -> dict[str, Pattern]:
+    """The patterns compared: the engine's own, no pattern, and blocks of as many weights."""
+    return {
+        "gs": Gs(config=config),
+        "unstructured": Unstructured(),
+        "block": Block(height=1, width=config.lanes),
+    }
+
+
+def _kept_dense(config: EngineConfig, model: nn.Module, data: Digits) -> tuple[LayerRule, ...]:
+    """Layers that the engine's pattern cannot prune stay dense for every pattern."""
+    weights, _ = find_weights(config, model, data.train_x[:64])
+    pattern = Gs(config=config)
+    return tuple(
+        LayerRule(match=weight.name, skip=True)
+        for weight in weights
+        if pattern.refusal(weight.shape[0], weight.geometry) is not None
+    )
+
+
 def prune_and_tune(
-    config: EngineConfig,
+    config: Config,
     dense: nn.Module,
     data: Digits,
     pattern: Pattern,
     sparsity: float,
     effort: Effort,
     seed: int,
-) -> tuple[nn.Module, PruningPlan]:
+) -> tuple[nn.Module, dict[str, Projection]]:
     """Gradual cubic pruning from the dense network, then fine-tuning under the last mask."""
     model = copy.deepcopy(dense)
-    layers = analyse(config, model, data.train_x[:64])
-    last: list[PruningPlan] = []
+    n_epochs = effort.prune_epochs + effort.tune_epochs
+    recipe = Recipe(
+        config=config,
+        pattern=pattern,
+        target=SparsityTarget(sparsity=sparsity),
+        layers=_kept_dense(config.engine, model, data),
+        method=Gradual(stop=effort.prune_epochs / n_epochs, updates=effort.prune_epochs),
+        seed=seed,
+    )
+    pruner = GSPruner(model, recipe)
+    pruner.prepare(n_epochs * n_steps(data), example=data.train_x[:64])
+    train(model, data, n_epochs, 2e-3, seed, pruner.step)
+    projections = pruner.projections
+    pruner.squash_mask()
+    return model, projections
 
-    def before_epoch(epoch: int) -> None:
-        if epoch < effort.prune_epochs:
-            now = cubic_sparsity(sparsity, epoch + 1, effort.prune_epochs)
-            last.append(
-                prune_step(config, layers, now, pattern=pattern, grouping=RowGrouping.SCATTER)
-            )
 
-    train(model, data, effort.prune_epochs + effort.tune_epochs, 2e-3, seed, before_epoch)
-    return model, last[-1]
-
-
-def encode(config: EngineConfig, model: nn.Module, plan: PruningPlan, data: Digits) -> EncodedModel:
+def encode(
+    config: EngineConfig, model: nn.Module, projections: dict[str, Projection], data: Digits
+) -> EncodedModel:
     """Quantise with 512 training images as calibration, and encode."""
     layers = analyse(config, model, data.train_x[:512])
-    return export(config, layers, plan)
+    return export(config, layers, projections)
 
 
 class _Rtl:
@@ -142,14 +181,14 @@ def run_case(
     config: EngineConfig,
     rtl: _Rtl,
     model: nn.Module,
-    plan: PruningPlan,
+    projections: dict[str, Projection],
     data: Digits,
     n_images: int,
-    pattern: Pattern,
+    pattern: str,
     sparsity: float,
 ) -> tuple[Case, EncodedModel]:
     """Encode a pruned network and run all layers of the test images in RTL."""
-    encoded = encode(config, model, plan, data)
+    encoded = encode(config, model, projections, data)
     if not encoded.chain:
         raise GshwError("the demo network must be a chain of layers")
     first = next(iter(encoded.layers.values()))
@@ -168,7 +207,7 @@ def run_case(
     cycles = sum(report.cycles for report in reports)
     kept = sum(report.density * report.rows * report.columns for report in reports)
     case = Case(
-        pattern=pattern.value,
+        pattern=pattern,
         sparsity=sparsity,
         density=kept / sum(report.rows * report.columns for report in reports),
         float_accuracy=accuracy(model, data),
@@ -261,11 +300,15 @@ def _markdown(config: Config, dense_accuracy: float, cases: list[Case], n_images
 
 
 def _draw(
-    folder: Path, engine: EngineConfig, cases: list[Case], plan: PruningPlan, dense: float
+    folder: Path,
+    engine: EngineConfig,
+    cases: list[Case],
+    projections: dict[str, Projection],
+    dense: float,
 ) -> None:
-    pruned = list(plan.projections)
+    pruned = list(projections)
     name = pruned[min(1, len(pruned) - 1)]
-    plot_mask(folder / "mask.png", engine, name, plan.projections[name])
+    plot_mask(folder / "mask.png", engine, name, projections[name])
     at_last = [case for case in cases if case.sparsity == SPARSITIES[-1]]
     plot_cycles(
         folder / "cycles.png",
@@ -304,7 +347,8 @@ def run_demo(
     data = digits()
     torch.manual_seed(seed)
     model = network()
-    n_cases = len(SPARSITIES) * len(Pattern)
+    patterns = contestants(engine)
+    n_cases = len(SPARSITIES) * len(patterns)
     task = progress.add_task("training the dense network", total=2 + 2 * n_cases)
     train(model, data, effort.dense_epochs, 3e-3, seed)
     dense_accuracy = accuracy(model, data)
@@ -312,15 +356,16 @@ def run_demo(
     progress.update(task, advance=1, description="generating the Verilog, building the simulation")
     rtl = _Rtl(engine, build_rtl(config, folder / "verilog"))
     progress.update(task, advance=1)
-    cases, last_plan = [], PruningPlan()
+    cases: list[Case] = []
+    drawn: dict[str, Projection] = {}
     for sparsity in SPARSITIES:
-        for pattern in Pattern:
-            name = f"{_title(engine, pattern.value)} at {100 * sparsity:.0f} %"
+        for pattern_name, pattern in patterns.items():
+            name = f"{_title(engine, pattern_name)} at {100 * sparsity:.0f} %"
             progress.update(task, description=f"pruning: {name}")
-            pruned, plan = prune_and_tune(engine, model, data, pattern, sparsity, effort, seed)
+            pruned, found = prune_and_tune(config, model, data, pattern, sparsity, effort, seed)
             progress.update(task, advance=1, description=f"running in RTL: {name}")
             case, encoded = run_case(
-                engine, rtl, pruned, plan, data, effort.n_images, pattern, sparsity
+                engine, rtl, pruned, found, data, effort.n_images, pattern_name, sparsity
             )
             progress.update(task, advance=1)
             cases.append(case)
@@ -328,11 +373,11 @@ def run_demo(
                 f"{name}: accuracy {100 * case.rtl_accuracy:.1f} % in RTL, "
                 f"{case.speed_up:.2f} x over dense"
             )
-            if pattern is Pattern.GS:
-                last_plan = plan
+            if pattern_name == "gs":
+                drawn = found
                 save_model(folder / f"digits_{round(100 * sparsity)}.safetensors", engine, encoded)
     rtl.device.close()
-    _draw(folder, engine, cases, last_plan, dense_accuracy)
+    _draw(folder, engine, cases, drawn, dense_accuracy)
     return dense_accuracy, cases
 
 

@@ -10,6 +10,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 N_TEST = 500
+_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,14 @@ def train(
     n_epochs: int,
     learning_rate: float,
     seed: int,
-    before_epoch: Callable[[int], None] | None = None,
+    after_step: Callable[[], None] | None = None,
 ) -> None:
     """Adam with a cosine schedule and shifts by one pixel.
 
     Parameters
     ----------
-    before_epoch
-        Called with the epoch's number; may change masks.
+    after_step
+        Called after every step of the optimiser; may change masks.
     """
     generator = torch.Generator().manual_seed(seed)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -74,18 +75,23 @@ def train(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, n_epochs)
     loss_of = nn.CrossEntropyLoss(label_smoothing=0.05)
     padded = nn.functional.pad(data.train_x, (1, 1, 1, 1))
-    for epoch in range(n_epochs):
-        if before_epoch:
-            before_epoch(epoch)
+    for _ in range(n_epochs):
         model.train()
         order = torch.randperm(len(padded), generator=generator)
-        for batch in order.split(64):
+        for batch in order.split(_BATCH):
             dy, dx = torch.randint(0, 3, (2,), generator=generator).tolist()
             images = padded[batch, :, dy : dy + 8, dx : dx + 8]
             optimiser.zero_grad()
             loss_of(model(images), data.train_y[batch]).backward()
             optimiser.step()
+            if after_step:
+                after_step()
         schedule.step()
+
+
+def n_steps(data: Digits) -> int:
+    """Steps of the optimiser in one epoch of :func:`train`."""
+    return -(-len(data.train_x) // _BATCH)
 
 
 @torch.no_grad()

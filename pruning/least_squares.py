@@ -85,9 +85,9 @@ def compensate(
         Of the layer's input, with Gram matrix; centred where the bias follows by
         :func:`bias_shift`.
     steps
-        Conjugate gradients, at most: they stop when a step hardly gains. On the layers measured,
-        ten come within 0.1 % of the exact solution's output error at 90 % sparsity and within 2 %
-        at 50 %.
+        Conjugate gradients, at most: they stop when a step hardly gains. On the digits network's
+        layers ten come within 0.01 % of the exact solution's output error at 90 % sparsity and
+        within about 2 % at 50 %.
     damping
         Weight of ||w' - w||^2 relative to the mean diagonal of the Gram matrix: what few
         calibration samples cannot decide stays near the old weights.
@@ -183,8 +183,8 @@ class _Preconditioner:
     conjugate gradients down on every row. Scaled to unit diagonal, the Gram matrix is nearly
     U L U^T + D: U the strongest directions (block power iteration), D what they leave of the
     diagonal. Restricted to a row's columns that is inverted by Woodbury's identity with one small
-    matrix per row. Ours; a diagonal alone takes three times the steps at 90 % sparsity, and some
-    twenty times at 50 %.
+    matrix per row. Ours; on the digits network's layers a diagonal alone takes 12 steps for what
+    this does in 3 at 90 % sparsity, and at 50 % it is 25 % off after 20, this 2 % after 10.
     """
 
     def __init__(self, gram: Tensor) -> None:

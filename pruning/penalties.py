@@ -88,7 +88,8 @@ class GroupLasso(Span):
     Parameters
     ----------
     strength
-        Weight of the penalty.
+        Weight of the penalty. A group far below epsilon is pulled by strength / epsilon, so the
+        strength is small.
     epsilon
         Of alpha; a group of a squared norm far below it counts as zero.
     group_rows, group_columns
@@ -98,7 +99,7 @@ class GroupLasso(Span):
 
     kind = "group-lasso"
     updates: int = 4
-    strength: float = 1e-4
+    strength: float = 1e-6
     epsilon: float = 1e-3
     group_rows: int = 0
     group_columns: int = 0

@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 
 from gshw.config import EngineConfig
-from pruning.projection import Projection
+from pruning.pattern import Projection
 from pruning.report import PrunedLayer
 
 matplotlib.use("Agg")

@@ -94,14 +94,12 @@ def _best_codes(
     peaks, places = start.abs().max(dim=1)
     # The row's largest weight stays at the largest code, or export would find another scale.
     free = mask.scatter(1, places[:, None], False)
-    ends = torch.where(start.gather(1, places[:, None]) < 0, -max_weight, max_weight).to(start)
     empty = peaks == 0
     best_codes, best_scales = torch.zeros_like(start), torch.ones_like(peaks)
     best = torch.full_like(peaks, torch.inf)
     for shrink in _SHRINKS if max_weight <= _FINE else _SHRINKS[:1]:
         scales = torch.where(empty, 1.0, peaks * shrink / max_weight)
         codes = (start / scales[:, None]).round().clamp(-max_weight, max_weight)
-        codes = torch.where(empty[:, None], 0.0, codes.scatter(1, places[:, None], ends))
         for _ in range(_ROUNDS):
             moved = _sweep(problem, codes, scales, free & ~empty[:, None], max_weight)
             scales = _fitted(problem, codes, scales)

@@ -98,7 +98,7 @@ def score_matrix(
         if function is None:
             raise GshwError(f"layer {weight.name!r}: score 'function' needs a function")
         function = load_function(function) if isinstance(function, str) else function
-        scores = np.asarray(function(matrix.copy(), weight.name))
+        scores = np.asarray(function(matrix, weight.name))
     else:
         scores = np.abs(matrix)
     if scores.shape != matrix.shape or scores.dtype.kind not in "fiu":

@@ -459,6 +459,27 @@ def test_errors_are_those_of_the_outputs(trained):
     assert errors[last.name].before == pytest.approx(error(), rel=1e-3)
 
 
+def test_one_layer_with_a_bias():
+    """The model's way is the matrix's way: centred moments, then the bias."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(30, 12))
+    weight = find_weights(TINY, model)[0][0]
+    matrix = weight.to_matrix(weight.dense)
+    x = correlated(200, 30) + 1
+    mask = top_mask(matrix, 0.8)
+    set_mask(model[0], weight.from_matrix(mask))
+    bias = model[0].bias.detach().clone()
+    batches = torch.from_numpy(x).float().split(90)
+    errors = compensate_model(model, [weight], batches)["0"]
+    wanted = compensate(matrix, mask, seen(x).centred())
+    np.testing.assert_allclose(weight.to_matrix(weight.masked), wanted, atol=1e-3)
+    shift = bias_shift(matrix, wanted, seen(x))
+    np.testing.assert_allclose((model[0].bias - bias).detach(), shift, atol=5e-3)
+    assert errors.after == pytest.approx(output_error(matrix, wanted, seen(x), shift), rel=1e-3)
+    plain = compensate(matrix, mask, seen(x))
+    assert np.abs(plain - wanted).max() > 0.01
+
+
 def test_batch_norms_are_left_alone_when_asked(trained):
     model, data, *_ = trained
     for sequential in (False, True):

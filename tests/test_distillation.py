@@ -140,8 +140,21 @@ def test_a_pruned_student_comes_to_answer_alike(lesson):
     assert all(p.requires_grad for p in teacher.parameters())
 
 
+class Known:
+    """A pruner of a known penalty: what it is added to decides the step."""
+
+    def __init__(self, weight: torch.Tensor, slope: torch.Tensor) -> None:
+        self.weight, self.slope, self.n_steps = weight, slope, 0
+
+    def penalty(self) -> torch.Tensor:
+        return (self.weight * self.slope).sum()
+
+    def step(self) -> None:
+        self.n_steps += 1
+
+
 def test_answers_are_a_divergence():
-    """One step of Adam is along the sign of the gradient of T^2 KL(teacher || student)."""
+    """One step of Adam is along the sign of the gradient of T^2 KL(teacher || student) + penalty."""
     torch.manual_seed(0)
     teacher, student = nn.Linear(3, 4), nn.Linear(3, 4)
     x = torch.randn(5, 3)
@@ -149,10 +162,15 @@ def test_answers_are_a_divergence():
     p = (teacher(x).detach() / 2).softmax(1)
     q = (twin(x) / 2).softmax(1)
     (4 * (p * (p / q).log()).sum() / 5).backward()
-    before = student.weight.detach().clone()
-    distil(teacher, student, [x], LessonPlan(n_steps=1, learning_rate=1e-3, temperature=2.0))
-    moved = student.weight.detach() - before
-    assert torch.allclose(moved, -1e-3 * twin.weight.grad.sign(), atol=1e-5)
+    plan = LessonPlan(n_steps=1, learning_rate=1e-3, temperature=2.0)
+    # A penalty that takes off a little more or less than the whole gradient turns its sign.
+    for share in (0.9, 1.1):
+        learner = copy.deepcopy(student)
+        known = Known(learner.weight, -share * twin.weight.grad)
+        distil(teacher, learner, [x], plan, known)
+        moved = learner.weight.detach() - student.weight.detach()
+        sign = twin.weight.grad.sign() * (1 if share < 1 else -1)
+        assert torch.allclose(moved, -1e-3 * sign, atol=2e-5) and known.n_steps == 1
 
 
 def test_features_are_those_of_masked_layers():

@@ -18,6 +18,7 @@ from pruning.mutation import Mest, RigL
 from pruning.penalties import Admm, GroupLasso, block_numbers
 from pruning.pruner import GSPruner
 from pruning.recipe import Recipe
+from pruning.targets import Scope
 from tests.strategies import ENGINES
 
 torch.set_num_threads(1)
@@ -174,6 +175,19 @@ def test_admm_alternates():
 
     train(model, pruner, x, y, after=check)
     assert rho == 0.0
+
+
+def test_admm_projects_by_squares():
+    """Of two blocks the one nearer to the weights: 3, 0 and not 2, 2, whose sum is larger."""
+    model = nn.Sequential(nn.Linear(4, 2, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[3.0, 0.0, 2.0, 2.0]] * 2))
+    blocks = {"kind": "block", "height": 2, "width": 2}
+    recipe = recipe_of({"kind": "admm", "updates": 1, "rho": 2.0}, 0.5, pattern=blocks)
+    pruner = GSPruner(model, recipe)
+    pruner.prepare(4)
+    # The distance that is left is that of the other block.
+    assert pruner.penalty().item() == pytest.approx(2 * (2.0**2 + 2.0**2))
 
 
 def test_admm_draws_weights_to_the_pattern():
@@ -469,6 +483,27 @@ def test_survivors_survive(method, pattern):
         # The largest weight of a mask is never among those that go.
         place = np.unravel_index(np.argmax(np.where(was, np.abs(weights[name]), -1)), was.shape)
         assert now.mask[place]
+
+
+@pytest.mark.parametrize("scope", Scope)
+def test_candidates_of_one_budget_are_compared(scope):
+    """Under one budget a layer of small gradients does not grow like one of large ones."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+    recipe = recipe_of(
+        {"kind": "rigl", "updates": 2, "stop": 1.0, "fraction": 0.9},
+        target={"sparsity": 0.75, "scope": scope.value},
+    )
+    pruner = GSPruner(model, recipe)
+    pruner.prepare(2)
+    before = [found.mask for found in pruner.projections.values()]
+    for weight, size in zip(pruner.weights, (1.0, 1e-3), strict=True):
+        (weight.masked * (size * (1 + torch.rand(16, 16)))).sum().backward()
+    pruner.step()
+    after = [found.mask for found in pruner.projections.values()]
+    assert sum(mask.sum() for mask in after) == sum(mask.sum() for mask in before) == 128
+    grown = [int((now & ~was).sum()) for now, was in zip(after, before, strict=True)]
+    assert grown[0] > 10 and (grown[1] == 0) == (scope is Scope.NETWORK)
 
 
 def test_the_network_scope_moves_budget_between_layers():

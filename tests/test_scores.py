@@ -285,4 +285,3 @@ def test_weight_that_the_loss_does_not_use():
     weights, _ = find_weights(TINY, model, batches()[0][0])
     with raises("layer '5': no gradient of the loss reaches it"):
         loss_gradients(model[:3], weights, batches(1), lambda y, _: y.square().sum())
-
