@@ -224,7 +224,8 @@ def distil(
     """Train a student to do as its teacher does, with whatever masks it has live.
 
     Batch-norm statistics stay as they are, which made-up inputs would spoil (4 % more error on
-    the data in a small trial, 38 % with plain noise), and dropout is off. The teacher runs in evaluation mode and is left as it was.
+    the data in a small trial, 38 % with plain noise), and dropout is off. The teacher runs in
+    evaluation mode and is left as it was.
 
     Parameters
     ----------

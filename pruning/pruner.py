@@ -112,8 +112,9 @@ class GSPruner:
         """
         if self._targets is not None:
             raise GshwError("prepare was called already")
-        good = is_integer(n_steps) and n_steps >= 0
-        require(good, "n_steps", "an integer of at least 0", n_steps)
+        require(
+            is_integer(n_steps) and n_steps >= 0, "n_steps", "an integer of at least 0", n_steps
+        )
         updates = self.recipe.method.steps(n_steps)
         batches = None if calibration is None else list(calibration)
         if quantise and self.recipe.quantisation.aware_from < 1:

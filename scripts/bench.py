@@ -7,7 +7,7 @@ import shlex
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +21,14 @@ from gshw.config import Config, EngineConfig, load_config, preset_names
 from gshw.device import CompiledEngine
 from gshw.encoding import EncodedLayer, Requantisation, encode_layer, scatter_rows
 from gshw.files import write_atomically
-from gshw.geometry import Geometry, LayerKind
+from gshw.geometry import Geometry
 from gshw.pattern import require_match
 from gshw.report import print_wide
 from gshw.runtime import run_layer
 from gshw.simulate import dense_twin, simulate_layer
 from gshw.verilate import build_library
-from pruning.projection import project, unstructured_mask
+from pruning.gs import Gs
+from pruning.pattern import Projection, ScoredMatrix
 from rtl_gen.emit import cached_core_verilog
 from rtl_gen.top import TOP_NAME
 
@@ -54,38 +55,13 @@ class Shape:
     positions: tuple[int, int] = (1, 1)
 
 
-def _conv(channels: int, kernel: int) -> Geometry:
-    pad = kernel // 2
-    return Geometry(
-        kind=LayerKind.CONV2D,
-        in_channels=channels,
-        kernel=(kernel, kernel),
-        padding=(pad, pad),
-    )
-
-
 SHAPES = (
-    Shape("512 x 4608, 49 positions", 512, _conv(512, 3), 0.90, (7, 7)),
+    Shape("512 x 4608, 49 positions", 512, conv_window(512, 3), 0.90, (7, 7)),
     Shape("2048 x 512", 2048, Geometry.linear(512), 0.90),
     Shape("4096 x 4096", 4096, Geometry.linear(4096), 0.91),
     Shape("2400 x 1201 (NT-LSTM, out x in)", 2400, Geometry.linear(1201), 0.90),
     Shape("1201 x 2400 (read as rows x columns)", 1201, Geometry.linear(2400), 0.90),
 )
-
-
-def resnet50_shapes() -> list[tuple[int, Geometry]]:
-    """(rows, window) of the 53 convolutions and the classifier of a ResNet-50 (25.5 M weights)."""
-    shapes = [(64, replace(_conv(3, 7), unfold=True))]
-    channels = 64
-    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
-        for block in range(blocks):
-            shapes.append((width, _conv(channels, 1)))
-            shapes.append((width, _conv(width, 3)))
-            shapes.append((4 * width, _conv(width, 1)))
-            if block == 0:
-                shapes.append((4 * width, _conv(channels, 1)))
-            channels = 4 * width
-    return [*shapes, (1000, Geometry.linear(2048))]
 
 
 def _random_weights(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
@@ -95,12 +71,19 @@ def _random_weights(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndar
     return codes
 
 
+def _project(
+    config: EngineConfig, name: str, scores: np.ndarray, geometry: Geometry, sparsity: float
+) -> Projection:
+    matrix = ScoredMatrix(name=name, scores=scores, geometry=geometry)
+    return Gs(config=config).project(matrix, sparsity)
+
+
 def _encode(
     config: EngineConfig, name: str, weights: np.ndarray, geometry: Geometry, sparsity: float
 ) -> EncodedLayer:
     """With a mask of the engine's pattern."""
     scores = np.abs(weights.astype(np.float64))
-    projection = project(config, name, scores, geometry, sparsity)
+    projection = _project(config, name, scores, geometry, sparsity)
     require_match(config, projection.mask, geometry, projection.row_order)
     return _encode_masked(config, name, weights, geometry, projection.mask, projection.row_order)
 
@@ -180,7 +163,8 @@ def bench_utilisation(results: Results, devices: dict) -> None:
 def _utilisation_row(config: Config, device: CompiledEngine, shape: Shape, weights) -> dict:
     engine = config.engine
     if config.name == "arb16":
-        mask = unstructured_mask(np.abs(weights.astype(np.float64)), shape.sparsity)
+        scores = np.abs(weights.astype(np.float64))
+        mask = unstructured_mask(scores, shape.geometry, shape.sparsity)
         order = scatter_rows(mask.sum(axis=1))
         layer = _encode_masked(engine, shape.name, weights, shape.geometry, mask, order)
     else:
@@ -245,7 +229,7 @@ def _engine_rate(config: Config, device: CompiledEngine) -> float:
     from sim_tests.rate_layer import TimedDevice
 
     rng = np.random.default_rng(SEED)
-    geometry = _conv(1024, 1)
+    geometry = conv_window(1024, 1)
     weights = _random_weights(rng, (256, geometry.n_columns))
     layer = _encode(config.engine, "rate", weights, geometry, 0.9)
     x = rng.integers(0, 256, (4, 14, 14, 1024))
@@ -267,7 +251,7 @@ def bench_encoder(results: Results, devices: dict) -> None:
     for rows, geometry in resnet50_shapes():
         weights = _random_weights(rng, (rows, geometry.n_columns))
         scores = np.abs(weights.astype(np.float64))
-        projection = project(engine, "layer", scores, geometry, 0.9)
+        projection = _project(engine, "layer", scores, geometry, 0.9)
         masked = np.where(projection.mask, weights, 0).astype(np.int8)
         requantisation = Requantisation.identity(rows, engine, shift=26)
         started = time.perf_counter()
@@ -364,7 +348,7 @@ def bench_golden(results: Results, devices: dict) -> None:
     """The golden model on a ResNet-50 layer of 3 x 3 x 512 x 512 and a 7 x 7 map."""
     config = load_config("v16x4").engine
     rng = np.random.default_rng(SEED)
-    geometry = _conv(512, 3)
+    geometry = conv_window(512, 3)
     weights = _random_weights(rng, (512, geometry.n_columns))
     layer = _encode(config, "3x3x512x512", weights, geometry, 0.9)
     x = rng.integers(0, 256, (1, 7, 7, 512))

@@ -154,7 +154,7 @@ class Known:
 
 
 def test_answers_are_a_divergence():
-    """One step of Adam is along the sign of the gradient of T^2 KL(teacher || student) + penalty."""
+    """One step of Adam goes against the gradient of T^2 KL(teacher || student) plus penalty."""
     torch.manual_seed(0)
     teacher, student = nn.Linear(3, 4), nn.Linear(3, 4)
     x = torch.randn(5, 3)
