@@ -240,6 +240,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 0, not {text!r}")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gshw",
@@ -273,9 +279,14 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("--recipe", type=Path, help="TOML file; the options below may change it")
     prune.add_argument("--config", help="TOML file or preset (default: the recipe's engine)")
     prune.add_argument("--sparsity", type=_fraction, help="of every pruned layer")
-    prune.add_argument("--weights", type=Path, help="state dict (.pt or .safetensors)")
+    prune.add_argument(
+        "--weights",
+        type=Path,
+        help="state dict (.pt or .safetensors), or a checkpoint; layers with a mask in it keep it",
+    )
     prune.add_argument("--input-shape", help="one sample, channels first: 3,32,32")
     prune.add_argument("--calibration", type=Path, help=".npy of float samples, channels first")
+    prune.add_argument("--tokens", type=_positive, help="the model reads token numbers below this")
     prune.add_argument("--rows", choices=("scatter", "consecutive"), help="of a bundle (scatter)")
     prune.add_argument("--keep-dense", action="append", default=[], metavar="LAYER")
     prune.add_argument("--seed", type=int, help="default: the recipe's, else 0")
@@ -289,12 +300,18 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PACKAGE.MODULE:DATASET",
         help="returns (training, validation), and maybe a loss and a metric of (output, target)",
     )
-    training.add_argument("--epochs", type=_positive, help="10")
+    training.add_argument("--epochs", type=_count, help="10; 0 prunes without training")
     training.add_argument("--batch-size", type=_positive, help="over all processes (64)")
     training.add_argument("--learning-rate", type=float, help="of Adam, falling to 0 (0.001)")
     training.add_argument("--checkpoint", type=Path, help="written after every epoch")
     training.add_argument(
         "--resume", action="store_true", help="go on with the checkpoint, if it is there"
+    )
+    training.add_argument(
+        "--data-free",
+        type=_positive,
+        metavar="STEPS",
+        help="instead of a dataset: learn from the dense model, on inputs made up from it",
     )
 
     check = add("check", _check, "does a mask match a config, and if not, where not")

@@ -10,6 +10,7 @@ import torch
 
 from gshw.errors import GshwError
 from gshw.files import write_atomically
+from pruning.checks import unreadable
 
 FORMAT = 1
 
@@ -23,7 +24,7 @@ class Checkpoint:
     path
         Written whole or not at all.
     run
-        Plain values by name that must be those of the run that wrote it, such as hashes.
+        Plain values by name, or tables of them, that must be those of the run that wrote it.
     """
 
     path: Path
@@ -54,15 +55,25 @@ class Checkpoint:
         except FileNotFoundError:
             return None
         except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise GshwError(f"{self.path}: truncated, or not a checkpoint: {first}") from None
+            told = unreadable(error)
+            raise GshwError(f"{self.path}: truncated, or not a checkpoint: {told}") from None
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             raise GshwError(f"{self.path}: not a checkpoint of this version")
         for key, wanted in self.run.items():
             found = state["run"].get(key)
             if found != wanted:
+                place, found, wanted = _difference(key, found, wanted)
                 raise GshwError(
-                    f"{self.path}: is of a run with {key} {found}, not {wanted}; resume with the "
+                    f"{self.path}: is of a run with {place} {found}, not {wanted}; resume with the "
                     "same, or remove it to start anew"
                 )
         return state
+
+
+def _difference(key: str, found: Any, wanted: Any) -> tuple[str, Any, Any]:
+    """The first place where two values differ, and what is there: deeper than tables that do."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for inner in {**found, **wanted}:
+            if found.get(inner) != wanted.get(inner):
+                return _difference(f"{key} {inner}", found.get(inner), wanted.get(inner))
+    return key, found, wanted

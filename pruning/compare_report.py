@@ -342,6 +342,7 @@ def _label(axis: Axes, front: Sequence[Row]) -> None:
         "\n".join(names),
         transform=axis.transAxes,
         horizontalalignment="right",
+        multialignment="left",
         verticalalignment="bottom" if better_up else "top",
         fontsize=8,
         bbox={"facecolor": "white", "edgecolor": "0.8"},

@@ -24,6 +24,9 @@ from pruning.masking import masked_tensors
 from pruning.pruner import GSPruner
 from pruning.recipe import Recipe
 
+Advance = Callable[[str, int, int], None]
+"""Told after each step: what is being done, steps done, steps in all."""
+
 _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 _STILL = (_BATCH_NORMS, nn.modules.dropout._DropoutNd)
 
@@ -123,10 +126,15 @@ class LessonPlan:
 # --- inputs --------------------------------------------------------------------------------------
 
 
-def synthesise(model: nn.Module, plan: InputPlan) -> list[Tensor]:
+def synthesise(model: nn.Module, plan: InputPlan, advance: Advance | None = None) -> list[Tensor]:
     """Batches of inputs that look to the model like its training data.
 
     The model runs in evaluation mode and is left as it was.
+
+    Parameters
+    ----------
+    advance
+        For progress.
 
     Returns
     -------
@@ -154,7 +162,20 @@ def synthesise(model: nn.Module, plan: InputPlan) -> list[Tensor]:
     if not norms or not plan.n_steps:
         return batches
     with _frozen(model):
-        return [_matched(model, norms, batch, plan) for batch in batches]
+        return [
+            _matched(model, norms, batch, plan, _shifted(advance, place, plan))
+            for place, batch in enumerate(batches)
+        ]
+
+
+def _shifted(advance: Advance | None, place: int, plan: InputPlan) -> Callable[[int], None]:
+    """Progress of all batches from that of one."""
+
+    def tell(done: int) -> None:
+        if advance is not None:
+            advance("inputs", place * plan.n_steps + done, plan.n_batches * plan.n_steps)
+
+    return tell
 
 
 @contextmanager
@@ -174,7 +195,11 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 
 def _matched(
-    model: nn.Module, norms: Sequence[nn.Module], batch: Tensor, plan: InputPlan
+    model: nn.Module,
+    norms: Sequence[nn.Module],
+    batch: Tensor,
+    plan: InputPlan,
+    tell: Callable[[int], None],
 ) -> Tensor:
     """Move a batch until every batch norm sees its running statistics."""
     batch = batch.clone().requires_grad_(True)
@@ -186,7 +211,7 @@ def _matched(
 
     hooks = [module.register_forward_pre_hook(watch) for module in norms]
     try:
-        for _ in range(plan.n_steps):
+        for step in range(plan.n_steps):
             seen.clear()
             with torch.enable_grad():
                 model(batch)
@@ -196,6 +221,7 @@ def _matched(
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
+            tell(step + 1)
     finally:
         for hook in hooks:
             hook.remove()
@@ -220,6 +246,7 @@ def distil(
     inputs: Sequence[Tensor],
     plan: LessonPlan,
     pruner: GSPruner | None = None,
+    advance: Advance | None = None,
 ) -> nn.Module:
     """Train a student to do as its teacher does, with whatever masks it has live.
 
@@ -234,6 +261,8 @@ def distil(
     pruner
         Prepared for the student and ``plan.n_steps``: its penalty joins the loss and its schedule
         is followed. None: masks stay.
+    advance
+        For progress.
 
     Returns
     -------
@@ -279,6 +308,8 @@ def distil(
                 decay.step()
                 if pruner is not None:
                     pruner.step()
+                if advance is not None:
+                    advance("distillation", step + 1, plan.n_steps)
     finally:
         if features is not None:
             features.remove()

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from gshw.encoding import EncodedLayer
 from gshw.errors import GshwError
 from gshw.quantise import Calibration, FloatLayer, quantise_layer
 from pruning.layers import ModelLayer
+from pruning.pattern import Projection
 from pruning.quantisation import float_layer, fold
 from pruning.ranges import Quantisation
 from pruning.weights import PrunableWeight
@@ -28,7 +28,7 @@ def folded(layer: ModelLayer) -> tuple[np.ndarray, np.ndarray]:
 def export(
     config: EngineConfig,
     layers: list[ModelLayer],
-    projections: Any,
+    projections: Mapping[str, Projection],
     provenance: dict[str, str] | None = None,
     quantisation: Quantisation | None = None,
 ) -> EncodedModel:
@@ -41,8 +41,7 @@ def export(
     Parameters
     ----------
     projections
-        Mask and row order by layer name (a mapping to :class:`pruning.pattern.Projection`, or
-        what has one as ``projections``); other layers keep every weight that is not zero.
+        Mask and row order by layer name; other layers keep every weight that is not zero.
     quantisation
         Ranges and weight width from training with quantisation. None: the ranges that
         :func:`pruning.layers.analyse` found, and the engine's weight width.
@@ -53,7 +52,6 @@ def export(
         Naming the layer: values that are not finite, an accumulator that could overflow, a batch
         norm that cannot be folded, no calibration, a projection of no layer or another shape.
     """
-    projections = getattr(projections, "projections", projections)
     _check_names(projections, [layer.name for layer in layers])
     found = _calibrations(layers) if quantisation is None else quantisation.calibrations
     encoded: dict[str, EncodedLayer] = {}
@@ -94,7 +92,7 @@ def export_matrices(
     config: EngineConfig,
     model: nn.Module,
     weights: list[PrunableWeight],
-    projections: Mapping[str, Any],
+    projections: Mapping[str, Projection],
     quantisation: Quantisation,
     provenance: dict[str, str] | None = None,
 ) -> EncodedModel:
@@ -130,7 +128,7 @@ def export_matrices(
     return EncodedModel(layers=encoded, provenance=provenance or {})
 
 
-def _check_names(projections: Mapping[str, Any], names: list[str]) -> None:
+def _check_names(projections: Mapping[str, Projection], names: list[str]) -> None:
     for name in projections:
         if name not in names:
             raise GshwError(f"no layer {name!r} for the mask of that name")

@@ -22,6 +22,8 @@ from pruning.pattern import Pattern, Projection, RowGrouping, ScoredMatrix, chec
 _BATCH_ELEMENTS = 1 << 18
 _FIRST_SPREAD = 1.7
 _PILOT_SHRINKAGE = 2.0
+_LARGEST_SCORE = 1e300
+"""Sums over a matrix and differences of prices stay finite below it."""
 
 
 class Budget(enum.Enum):
@@ -81,20 +83,24 @@ class Gs(Pattern):
         Raises
         ------
         GshwError
-            For a sparsity out of range or that leaves less than one group, or a matrix with fewer
-            columns than banks.
+            For a sparsity out of range or that leaves less than one group, a matrix with fewer
+            columns than banks, or a block's score of more than 1e300 either way.
         """
         check_sparsity(sparsity)
+        if not matrices:
+            return []
         for matrix in matrices:
             self.require(matrix, sparsity)
         problems = [_Problem(self.config, matrix) for matrix in matrices]
         n_blocks = sum(problem.matrix.scores.size for problem in problems) / self.config.block
         budget = int(n_blocks * (1.0 - sparsity) + 1e-6)
-        if budget < min(self.config.lanes, min(problem.least_group for problem in problems)):
+        group = max(problem.largest_group for problem in problems)
+        if budget < group:
+            one = len(matrices) == 1
+            where = f"layer {matrices[0].name!r}" if one else f"{len(matrices)} layers"
             raise GshwError(
-                f"layer {matrices[0].name!r}: sparsity {sparsity:g} leaves {budget} blocks, less "
-                f"than one group of {self.config.lanes}; possible is at most "
-                f"{max(0.0, 1.0 - self.config.lanes / n_blocks):.4f}"
+                f"{where}: sparsity {sparsity:g} leaves {budget} blocks, less than one group of "
+                f"{group}; possible is at most {max(0.0, 1.0 - group / n_blocks):.4f}"
             )
         if self.config.rows == 1:
             return _project_horizontal(problems, budget, self.budget)
@@ -131,6 +137,13 @@ class _Problem:
             blocks = blocks.reshape(n_rows, -1)
         else:
             blocks = blocks.sum(axis=3, dtype=np.float64).reshape(n_rows, -1)
+        if scores.dtype == np.float64:
+            largest = max(blocks.max(), -blocks.min())
+            if largest > _LARGEST_SCORE:
+                raise GshwError(
+                    f"layer {matrix.name!r}: a block's score must be at most {_LARGEST_SCORE:g} "
+                    f"either way, not {largest:g}"
+                )
         self.capacity = least_bank(config, geometry)
         padded = self.n_words * config.lanes * config.block != geometry.n_columns
         if padded:
@@ -139,7 +152,8 @@ class _Problem:
             blocks = np.where(self.real, blocks, -np.inf).astype(blocks.dtype, copy=False)
         else:
             self.real = np.ones(blocks.shape[1], dtype=bool)
-        self.scores = np.ascontiguousarray(blocks)
+        # The compiled loops know one kind of array; a read-only one would compile them anew.
+        self.scores = np.require(blocks, requirements=["C", "A", "W", "E"])
 
     @property
     def n_rows(self) -> int:
@@ -160,10 +174,14 @@ class _Problem:
         return int(groups[within >= n_rows * self.config.lanes_per_row * groups].max())
 
     @property
-    def least_group(self) -> int:
-        """Blocks of the smallest group: of the last bundle, which may have fewer rows."""
-        rest = self.n_rows - (self.n_bundles - 1) * self.config.rows
-        return rest * self.config.lanes_per_row
+    def largest_group(self) -> int:
+        """Blocks of one group of the first bundle; the last one may have fewer rows."""
+        return min(self.n_rows, self.config.rows) * self.config.lanes_per_row
+
+    def given_order(self) -> NDArray[np.int64] | None:
+        """A copy of the row order that the matrix asks for, if any."""
+        order = self.matrix.row_order
+        return None if order is None else np.array(order, dtype=np.int64)
 
     def projection(
         self, kept: NDArray[np.bool_], order: NDArray[np.int64], score: float, bound: float
@@ -173,6 +191,9 @@ class _Problem:
         if config.block > 1:
             blocks = np.repeat(blocks, config.block, axis=3)
         mask = geometry.from_blocks(config, blocks)
+        if not mask.any():
+            # No blocks score nothing: exact, where the prices leave rounding.
+            bound = score
         return Projection(mask=mask, row_order=order, kept_score=score, bound=bound)
 
 
@@ -369,12 +390,11 @@ def _project_bundles(
     share = budget / max(1, sum(int(count.sum()) for count in counts))
     pool = []
     for problem, count in zip(problems, counts, strict=True):
-        order = problem.matrix.row_order
+        order = problem.given_order()
         if order is None:
             scatter = grouping is RowGrouping.SCATTER
             order = scatter_rows(count) if scatter else consecutive_rows(problem.n_rows)
         most = _most_groups(problem)
-        order = np.asarray(order, dtype=np.int64)
         if kind is Budget.FIXED:
             blocks = sum(p.n_rows for p in problems) * config.lanes_per_row
             groups = np.full(problem.n_bundles, min(budget // blocks, int(most.min())))
@@ -533,4 +553,7 @@ def _cut(
         # Rows whose group price is not the common one could give or take groups at a gain.
         off = price - v.sum(axis=1)
         short += float(np.maximum(off * depth, -off * (problem.capacity - depth)).sum())
-    return problem.projection(mask, consecutive_rows(problem.n_rows), kept, kept + short)
+    order = problem.given_order()
+    if order is None:
+        order = consecutive_rows(problem.n_rows)
+    return problem.projection(mask, order, kept, kept + short)

@@ -29,6 +29,9 @@ class WeightMask(nn.Module):
     ----------
     mask
         Bool, the weight's shape.
+    row_order
+        Int64, the rows of the weight's matrix in bundle order, kept with the mask in the state
+        dict; None where the mask has no bundles, or they are of consecutive rows.
     capture_gradient
         While True, every backward pass adds the gradient with respect to the *masked* weight to
         what :meth:`take_gradient` returns: what the loss would gain from a weight at any place,
@@ -37,10 +40,12 @@ class WeightMask(nn.Module):
     """
 
     mask: Tensor
+    row_order: Tensor | None
 
     def __init__(self, mask: Tensor) -> None:
         super().__init__()
         self.register_buffer("mask", mask.bool().clone())
+        self.register_buffer("row_order", None)
         self.capture_gradient = False
         self._gradient: Tensor | None = None
 
@@ -52,6 +57,12 @@ class WeightMask(nn.Module):
         if self.capture_gradient and masked.requires_grad:
             masked.register_hook(self._add_gradient)
         return masked
+
+    def _load_from_state_dict(self, state_dict: Mapping, prefix: str, *rest) -> None:
+        # Whether there is an order may differ between the mask here and the one that is loaded.
+        order = state_dict.get(f"{prefix}row_order")
+        self.row_order = None if order is None else torch.empty_like(order, device=self.mask.device)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _add_gradient(self, gradient: Tensor) -> None:
         gradient = gradient.detach()
@@ -119,7 +130,12 @@ def weight_mask(module: nn.Module, tensor_name: str = "weight") -> WeightMask | 
     return None
 
 
-def set_mask(module: nn.Module, mask: Tensor, tensor_name: str = "weight") -> None:
+def set_mask(
+    module: nn.Module,
+    mask: Tensor,
+    tensor_name: str = "weight",
+    row_order: Tensor | None = None,
+) -> None:
     """Mask a module's tensor, or change its mask in place.
 
     The parameter stays the same object, so an optimiser that holds it goes on.
@@ -128,6 +144,8 @@ def set_mask(module: nn.Module, mask: Tensor, tensor_name: str = "weight") -> No
     ----------
     mask
         The tensor's shape; True or not zero where a weight is kept. Copied.
+    row_order
+        Rows in bundle order, to be kept with the mask. None: forget an earlier mask's.
 
     Raises
     ------
@@ -143,15 +161,17 @@ def set_mask(module: nn.Module, mask: Tensor, tensor_name: str = "weight") -> No
     present = weight_mask(module, tensor_name)
     if present is not None:
         present.mask.copy_(mask.bool())
-        return
-    if _is_sharded(dense):
+    elif _is_sharded(dense):
         raise GshwError(
             f"masks must be attached before fully_shard; {tensor_name} of a "
             f"{type(module).__name__} is sharded already"
         )
-    _own_class(module)
-    parametrize.register_parametrization(module, tensor_name, WeightMask(mask.to(dense.device)))
-    _own_class(module)
+    else:
+        present = WeightMask(mask.to(dense.device))
+        _own_class(module)
+        parametrize.register_parametrization(module, tensor_name, present)
+        _own_class(module)
+    present.row_order = None if row_order is None else row_order.to(present.mask.device).clone()
 
 
 def dense_weight(module: nn.Module, tensor_name: str = "weight") -> Tensor:

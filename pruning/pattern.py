@@ -34,12 +34,13 @@ class ScoredMatrix:
     weights
         Shape (n_rows, n_columns): the weights themselves, for patterns that look at signs.
     row_order
-        Keep these bundles instead of grouping the rows anew. Shape (n_rows,).
+        Keep these bundles instead of grouping the rows anew. Shape (n_rows,), a permutation.
 
     Raises
     ------
     GshwError
-        For NaN or infinite scores, another shape, or no weight at all.
+        For NaN or infinite scores, another shape, no weight at all, or a row order that is no
+        permutation.
     """
 
     name: str
@@ -61,6 +62,12 @@ class ScoredMatrix:
                 f"layer {self.name!r}: weights must have the scores' shape {scores.shape}, "
                 f"not {self.weights.shape}"
             )
+        if self.row_order is not None and not np.array_equal(
+            np.sort(self.row_order), np.arange(len(scores))
+        ):
+            raise GshwError(
+                f"layer {self.name!r}: row order must be a permutation of the {len(scores)} rows"
+            )
 
     @property
     def n_rows(self) -> int:
@@ -80,7 +87,9 @@ def check_finite(name: str, scores: NDArray) -> None:
         For NaN or infinite scores.
     """
     # A sum is finite only if all its terms are; it may overflow without any being infinite.
-    if not np.isfinite(scores.sum(dtype=np.float64)) and not np.isfinite(scores).all():
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = scores.sum(dtype=np.float64)
+    if not np.isfinite(total) and not np.isfinite(scores).all():
         place = tuple(int(i) for i in np.argwhere(~np.isfinite(scores))[0])
         raise GshwError(f"layer {name!r}: scores must be finite, not {scores[place]} at {place}")
 

@@ -1,7 +1,7 @@
 """The pruner as a training loop sees it, and in one call without training."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -83,6 +83,7 @@ class GSPruner:
         calibration: Iterable[Any] | None = None,
         loss: Callable[[Tensor, Tensor], Tensor] | None = None,
         quantise: bool = True,
+        keep: Mapping[str, Projection] | None = None,
     ) -> None:
         """Find the weights, deal the channels, attach masks, and do what is due before training.
 
@@ -102,13 +103,16 @@ class GSPruner:
         quantise
             Make fake quantisation live when the recipe says. That folds batch norms, after which
             a model in DDP has to be wrapped anew: such a loop has to do both itself.
+        keep
+            Masks to leave as they are, by the name of a weight that has this mask already:
+            whatever the recipe says of it, it is neither pruned further nor left dense.
 
         Raises
         ------
         GshwError
             For a second call, a rule that matches nothing, a sparsity that the pattern cannot
-            have on a layer, a model of which nothing can be pruned, or a missing example, loss
-            or calibration.
+            have on a layer, a model of which nothing can be pruned, a missing example, loss or
+            calibration, or channels to deal under masks to keep.
         """
         if self._targets is not None:
             raise GshwError("prepare was called already")
@@ -133,7 +137,7 @@ class GSPruner:
             calibration=batches,
             loss=loss,
         )
-        targets = self._find_targets(example, source)
+        targets = self._find_targets(example, source, keep or {})
         # An impossible sparsity is told now, not after hours of training, nor after a change.
         trial = targets.project(targets.score())
         self.warnings = self._warn(targets, trial)
@@ -289,21 +293,29 @@ class GSPruner:
             self.recipe.config.engine, self.model, source.calibration, self.recipe.quantisation
         )
 
-    def _find_targets(self, example: Tensor | None, source: ScoreSource) -> Targets:
+    def _find_targets(
+        self, example: Tensor | None, source: ScoreSource, keep: Mapping[str, Projection]
+    ) -> Targets:
         recipe = self.recipe
+        if keep and recipe.channels.deal:
+            name = next(iter(keep))
+            raise GshwError(f"[channels] deal would move the weights under a mask to keep: {name}")
         engine = recipe.config.engine
         weights, skipped = find_weights(engine, self.model, example)
         self.skipped = dict(skipped)
         recipe.check_names([weight.name for weight in weights], list(skipped))
         items = []
         for weight in weights:
-            reason = self._dense_reason(weight)
+            kept = keep.get(weight.name)
+            reason = self._dense_reason(weight) if kept is None else None
             if reason is not None:
                 self.skipped[weight.name] = reason
                 continue
             _, own = recipe.rule(weight.name)
             sparsity = recipe.target.sparsity if own is None else own
-            items.append(Target(weight=weight, sparsity=sparsity, own_budget=own is not None))
+            items.append(
+                Target(weight=weight, sparsity=sparsity, own_budget=own is not None, kept=kept)
+            )
         if not items:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self.skipped.items())
             raise GshwError(f"no layer is left to prune ({reasons})")
@@ -352,6 +364,7 @@ def prune(
     calibration: Iterable[Any] | None = None,
     example: Tensor | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    keep: Mapping[str, Projection] | None = None,
 ) -> GSPruner:
     """Prune without training: scores, masks in one shot, compensation, batch-norm statistics.
 
@@ -370,6 +383,8 @@ def prune(
         A batch of inputs; default: the first calibration batch.
     loss
         Of (output, target), for gradient scores.
+    keep
+        Masks to leave as they are; see :meth:`GSPruner.prepare`.
 
     Raises
     ------
@@ -386,7 +401,7 @@ def prune(
         first = batch_input(batches[0])
         example = first if isinstance(first, Tensor) else None
     pruner = GSPruner(model, recipe)
-    pruner.prepare(0, example=example, calibration=batches, loss=loss)
+    pruner.prepare(0, example=example, calibration=batches, loss=loss, keep=keep)
     if not batches:
         return pruner
     if choice.kind is Recovery.LEAST_SQUARES:

@@ -45,6 +45,8 @@ class Target:
         What the method can work out again; not saved.
     projection
         What its mask is; None while it is dense.
+    kept
+        A mask that it came with, which no update changes; None where there was none.
     """
 
     weight: PrunableWeight
@@ -53,6 +55,7 @@ class Target:
     state: dict[str, Tensor] = field(default_factory=dict)
     cache: dict[str, Tensor] = field(default_factory=dict)
     projection: Projection | None = None
+    kept: Projection | None = None
 
     @property
     def name(self) -> str:
@@ -275,13 +278,20 @@ class Targets:
     ) -> list[Projection]:
         found: dict[int, Projection] = {}
         if self.scope is Scope.NETWORK:
-            shared = [place for place, target in enumerate(self) if not target.own_budget]
+            shared = [
+                place
+                for place, target in enumerate(self)
+                if not target.own_budget and target.kept is None
+            ]
             if shared:
                 wanted = level(self.items[shared[0]].sparsity)
                 together = self.pattern.project_all([matrices[i] for i in shared], wanted)
                 found = dict(zip(shared, together, strict=True))
         for place, target in enumerate(self):
-            if place not in found:
+            if target.kept is not None:
+                kept = matrices[place].scores[target.kept.mask].sum(dtype=np.float64)
+                found[place] = replace(target.kept, kept_score=float(kept))
+            elif place not in found:
                 found[place] = self.pattern.project(matrices[place], level(target.sparsity))
         return [
             replace(found[place], ceiling=_ceiling(matrix.scores, found[place].mask))
@@ -303,7 +313,8 @@ class Targets:
                 if clear_grown:
                     grown = _cut_like(weight.dense, mask & ~target.mask.mask)
                     weight.dense.copy_(torch.where(grown, 0, weight.dense))
-                set_mask(weight.module, mask, weight.tensor_name)
+                order = torch.from_numpy(projection.row_order)
+                set_mask(weight.module, mask, weight.tensor_name, order)
             target.projection = projection
 
     def prune(self, level: Callable[[float], float] | None = None) -> None:

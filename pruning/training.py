@@ -11,7 +11,10 @@ torch's default collation.
 
 The batch size counts all processes together. Every process takes each ``world size``-th sample of
 one shuffled order, so a step sees the same samples, however many processes share it, and does the
-same, but for rounding and the statistics of batch norm.
+same, but for rounding and the statistics of batch norm: each process normalises by its own share
+of the batch, and the running statistics are those of the first one. Shares of few samples train
+worse for it; give every process a dozen or more. (``nn.SyncBatchNorm`` would share the statistics,
+but runs on GPUs only.)
 
 All random state is set at the start of each epoch from (seed, epoch, rank). So a run that goes on
 from the checkpoint of an epoch repeats the uninterrupted run bit for bit on the same machine.
@@ -19,7 +22,7 @@ from the checkpoint of an epoch repeats the uninterrupted run bit for bit on the
 
 import math
 import random
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,6 +38,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, de
 from gshw.errors import GshwError
 from gshw.report import progress_bar
 from pruning.checkpoint import Checkpoint
+from pruning.checks import first_line
 from pruning.world import World
 
 Measure = Callable[[Any, Any], Tensor]
@@ -93,7 +97,10 @@ class TaskData:
                 )
             if not len(samples):
                 raise GshwError(f"{name}: the {kind} set yields nothing")
-            first = samples[0]
+            try:
+                first = samples[0]
+            except Exception as error:
+                raise GshwError(f"{name}: sample 0 of the {kind} set: {_raised(error)}") from error
             if not isinstance(first, tuple | list) or len(first) != 2:
                 raise GshwError(
                     f"{name}: samples of the {kind} set must be (input, target), "
@@ -115,6 +122,29 @@ class TaskData:
         if len(value) == 2:
             metric = _right_share
         return TaskData(name=name, training=value[0], validation=value[1], loss=loss, metric=metric)
+
+
+def _raised(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}" if str(error) else type(error).__name__
+
+
+def read_batches(name: str, loader: Iterable) -> Iterator[Any]:
+    """The batches of a user's dataset.
+
+    Raises
+    ------
+    GshwError
+        With the dataset's name and the first line of whatever reading a sample raises.
+    """
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except Exception as error:
+            raise GshwError(f"{name}: a batch cannot be read: {_raised(error)}") from error
+        yield batch
 
 
 def _described(value: object) -> str:
@@ -258,7 +288,7 @@ def train(
             sampler.set_epoch(epoch)
             model.train()
             total = torch.zeros(2, dtype=torch.float64, device=world.device)
-            for index, (x, y) in enumerate(loader):
+            for index, (x, y) in enumerate(read_batches(data.name, loader)):
                 step = epoch * per_epoch + index
                 if quantise is not None and step == first_quantised:
                     quantise()
@@ -268,6 +298,8 @@ def train(
                     group["lr"] = rate
                 x, y = moved(x, world.device), moved(y, world.device)
                 loss = _measured(parallel, data, x, y)[0]
+                if not loss.requires_grad:
+                    raise GshwError(f"{data.name}: the loss has no gradient")
                 optimiser.zero_grad()
                 (loss + pruner.penalty()).backward()
                 optimiser.step()
@@ -321,12 +353,26 @@ def _measured(model: nn.Module, data: TaskData, x: Tensor, y: Any) -> tuple[Tens
     """Loss and output of a batch."""
     try:
         output = model(x)
-        return data.loss(output, y), output
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        loss = data.loss(output, y)
+    except Exception as error:
         raise GshwError(
-            f"{data.name}: model or loss fails on inputs {tuple(x.shape)}: {first}"
+            f"{data.name}: model or loss fails on inputs {tuple(x.shape)}: {first_line(error)}"
         ) from error
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else ""
+        raise GshwError(
+            f"{data.name}: the loss must be a tensor of one value, not {type(loss).__name__}{shape}"
+        )
+    return loss.reshape(()), output
+
+
+def _metric(data: TaskData, output: Any, y: Any) -> float:
+    if data.metric is None:
+        return 0.0
+    try:
+        return float(data.metric(output, y))
+    except Exception as error:
+        raise GshwError(f"{data.name}: the metric fails: {first_line(error)}") from error
 
 
 def _record(
@@ -362,11 +408,12 @@ def evaluate(
     was_training = model.training
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=world.device)
-    for x, y in DataLoader(own, max(1, batch_size // world.size)) if len(own) else ():
+    loader = DataLoader(own, max(1, batch_size // world.size)) if len(own) else ()
+    for x, y in read_batches(data.name, loader):
         x, y = moved(x, world.device), moved(y, world.device)
         loss, output = _measured(model, data, x, y)
         n = len(x)
-        metric = float(data.metric(output, y)) if data.metric else 0.0
+        metric = _metric(data, output, y)
         sums += torch.tensor([n * float(loss), n * metric, n], device=world.device)
     model.train(was_training)
     if world.size > 1:

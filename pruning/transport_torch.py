@@ -96,7 +96,7 @@ class Bundles:
         wanted = above.sum(dim=(1, 2)) / self.cost
         for _ in range(_PRICE_STEPS):
             density = self._above(self.u - width, self.v) - self._above(self.u + width, self.v)
-            density = density / (2.0 * width)
+            density = density.double() / (2.0 * width)
             over = above.sum(dim=2) - wanted[:, None] * self.per_row
             step = over / density.sum(dim=2).clamp_min(least)
             self.u += step.clamp(-2.0 * width, 2.0 * width)
@@ -143,6 +143,7 @@ class Bundles:
         need = torch.where(self.real, self.groups[:, None] * self.per_row, 0)
         # Away from the ends by more than rounding, so that all or nothing lies above.
         margin = 1e-3 * (self.highest - self.lowest) + 1e-6 * max(-self.lowest, self.highest)
+        margin = margin if margin > 0.0 else 1.0
         low = self.lowest - margin - self.v.amax(dim=1)[:, None].expand_as(self.u)
         high = self.highest + margin - self.v.amin(dim=1)[:, None].expand_as(self.u)
         for _ in range(32 if self.cells.dtype == torch.float32 else 60):
@@ -273,7 +274,8 @@ class Bundles:
         x, v = (torch.stack([t, t]) for t in (self.x, self.v))
         exact = torch.zeros(2, n_bundles, dtype=torch.bool, device=self.x.device)
         self.worth = worth = torch.stack(self._worths())
-        for _ in range(_EXCHANGES):
+        # Where nearly all scores are equal the start can be as far off as a bundle has groups.
+        for _ in range(_EXCHANGES + 2 * int(self.most.max())):
             worth[0] = torch.where(self.groups > 0, worth[0], torch.inf)
             worth[1] = torch.where(self.groups < self.most, worth[1], -torch.inf)
             # Last groups of all bundles, then their next groups: the dearest that can be paid.

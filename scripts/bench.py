@@ -7,6 +7,7 @@ import shlex
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from gshw.encoding import EncodedLayer, Requantisation, encode_layer, scatter_ro
 from gshw.files import write_atomically
 from gshw.geometry import Geometry
 from gshw.pattern import require_match
-from gshw.report import print_wide
+from gshw.report import print_wide, progress_bar
 from gshw.runtime import run_layer
 from gshw.simulate import dense_twin, simulate_layer
 from gshw.verilate import build_library
@@ -31,6 +32,16 @@ from pruning.gs import Gs
 from pruning.pattern import Projection, ScoredMatrix
 from rtl_gen.emit import cached_core_verilog
 from rtl_gen.top import TOP_NAME
+from scripts import bench_compensation
+from scripts.bench_pruning import (
+    bench_kept,
+    bench_optimal,
+    bench_projection_speed,
+    conv_window,
+    resnet50_shapes,
+    unstructured_mask,
+)
+from scripts.bench_tasks import bench_tasks, bench_zeros
 
 SEED = 2021
 N_RANDOM_LAYERS = 14
@@ -311,7 +322,6 @@ def _least_groups(engine: EngineConfig, mask, geometry: Geometry, row_order) -> 
 
 def bench_demo(results: Results, devices: dict) -> None:
     """Goal 6: the demo's accuracies over three seeds."""
-    from gshw.report import progress_bar
     from pruning.demo import FULL, run_demo
 
     config = load_config("v16x4")
@@ -363,6 +373,23 @@ def bench_golden(results: Results, devices: dict) -> None:
     results.data["golden"] = {"seconds": seconds}
 
 
+def _pruning(name: str, measure) -> Callable[[Results, dict], None]:
+    """A part of :mod:`scripts.bench_pruning`."""
+
+    def run(results: Results, devices: dict) -> None:
+        with progress_bar(Console(stderr=True)) as progress:
+            table, data = measure(SEED, progress)
+        results.tables.append(table)
+        results.data[name] = data
+
+    return run
+
+
+def bench_least_squares(results: Results, devices: dict) -> None:
+    """Output error of compensated layers."""
+    results.data["compensation"] = bench_compensation.measure(Console())
+
+
 PARTS = {
     "exact": bench_exact,
     "utilisation": bench_utilisation,
@@ -370,6 +397,12 @@ PARTS = {
     "encoder": bench_encoder,
     "golden": bench_golden,
     "demo": bench_demo,
+    "optimal": _pruning("optimal", bench_optimal),
+    "kept": _pruning("kept", bench_kept),
+    "projection": _pruning("projection", bench_projection_speed),
+    "compensation": bench_least_squares,
+    "tasks": _pruning("tasks", bench_tasks),
+    "zeros": _pruning("zeros", bench_zeros),
 }
 
 
@@ -380,8 +413,10 @@ def main() -> int:
     arguments = parser.parse_args()
     results, devices, console = Results(), {}, Console()
     for name in arguments.only or PARTS:
+        n_before = len(results.tables)
         PARTS[name](results, devices)
-        print_wide(console, results.tables[-1])
+        for table in results.tables[n_before:]:
+            print_wide(console, table)
     record = {
         "command": shlex.join(["scripts/bench", *sys.argv[1:]]),
         "gshw": __version__,
@@ -396,5 +431,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     sys.exit(main())

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from gshw.config import load_config
+from gshw.config import EngineConfig, load_config
 from gshw.encoding import decode_weights
 from gshw.errors import GshwError
 from gshw.geometry import LayerKind
@@ -16,10 +16,11 @@ from gshw.golden import run_layer
 from gshw.quantise import RangeMethod, activation_range, quantise_activations
 from gshw.simulate import chain_input
 from pruning.export import export, export_matrices, folded
+from pruning.gs import Gs
 from pruning.layers import analyse, check_supported
-from pruning.masking import weight_mask
-from pruning.pattern import Projection
-from pruning.prune import Pattern, PruningPlan, prune_step
+from pruning.masking import set_mask, weight_mask
+from pruning.neighbours import Block, Unstructured
+from pruning.pattern import Pattern, Projection, ScoredMatrix
 from pruning.ranges import calibrate
 from pruning.weights import find_weights
 from tests.strategies import ENGINES
@@ -65,6 +66,20 @@ def network() -> nn.Module:
             nn.Linear(40, 6),
         )
     )
+
+
+def masked(
+    pattern: Pattern, config: EngineConfig, model: nn.Module, x: torch.Tensor, sparsity: float
+) -> dict[str, Projection]:
+    """Mask by magnitude every weight that the pattern takes; its projections by name."""
+    projections = {}
+    for weight in find_weights(config, model, x)[0]:
+        if pattern.refusal(weight.shape[0], weight.geometry) is None:
+            scores = np.abs(weight.to_matrix(weight.dense))
+            matrix = ScoredMatrix(name=weight.name, scores=scores, geometry=weight.geometry)
+            found = projections[weight.name] = pattern.project(matrix, sparsity)
+            set_mask(weight.module, weight.from_matrix(found.mask))
+    return projections
 
 
 class Functional(nn.Module):
@@ -198,7 +213,7 @@ def test_batch_norm_without_statistics():
     model = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4, track_running_stats=False))
     layers = analyse(TINY, model, samples(6, 8))
     with raises("layer '0': a batch norm without running statistics"):
-        export(TINY, layers, PruningPlan())
+        export(TINY, layers, {})
 
 
 # --- integers against floats ---------------------------------------------------------------------
@@ -219,10 +234,11 @@ def float_rows(layer, x: torch.Tensor) -> torch.Tensor:
 def test_codes_are_within_the_quantisation_error(config, sparsity):
     """Every layer on its own: half an output code, half a weight code per input code, the scale."""
     model, x = network(), samples(32, 16, 6, 5)
+    projections = {}
+    if sparsity is not None:
+        projections = masked(Gs(config=config), config, model, x, sparsity)
     layers = analyse(config, model, x)
-    plan = PruningPlan() if sparsity is None else prune_step(config, layers, sparsity)
-    layers = analyse(config, model, x)
-    encoded = export(config, layers, plan)
+    encoded = export(config, layers, projections)
     assert encoded.chain == ("0", "4", "6")
     codes = quantise_activations(
         config, x.movedim(1, -1).numpy(), encoded.layers["0"].input_scale, True
@@ -256,11 +272,12 @@ def test_codes_are_within_the_quantisation_error(config, sparsity):
 def test_integer_network_agrees_with_the_float_network(config, sparsity):
     """Argmax of the golden chain against torch, on fresh data; the last bias balances classes."""
     model, x = network(), samples(64, 16, 6, 5)
-    layers = analyse(config, model, x)
-    plan = PruningPlan() if sparsity is None else prune_step(config, layers, sparsity)
+    projections = {}
+    if sparsity is not None:
+        projections = masked(Gs(config=config), config, model, x, sparsity)
     with torch.no_grad():
         model[6].bias -= model(x).mean(dim=0)
-    encoded = export(config, analyse(config, model, x), plan)
+    encoded = export(config, analyse(config, model, x), projections)
     fresh = samples(200, 16, 6, 5, seed=9)
     codes = quantise_activations(
         config, fresh.movedim(1, -1).numpy(), encoded.layers["0"].input_scale, True
@@ -277,24 +294,25 @@ def test_integer_network_agrees_with_the_float_network(config, sparsity):
     assert np.abs(found * scale - wanted.numpy()).mean() < 0.03 * spread
 
 
-@pytest.mark.parametrize("pattern", Pattern)
+@pytest.mark.parametrize("kind", ["gs", "unstructured", "block"])
 @pytest.mark.parametrize("config", [V16, BLOCK], ids=["v16x4", "block16"])
-def test_zeros_outside_the_mask(config, pattern):
+def test_zeros_outside_the_mask(config, kind):
     """Exactly zero in the integers, with batch norm folded and after more training."""
     model, x = network(), samples(16, 16, 6, 5)
     layers = analyse(config, model, x)
-    plan = prune_step(config, layers, 0.8, pattern=pattern)
+    patterns = {"gs": Gs(config=config), "unstructured": Unstructured(), "block": Block()}
+    projections = masked(patterns[kind], config, model, x, 0.8)
     steps = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=0.1)
     for _ in range(3):
         model(x).square().mean().backward()
         steps.step()
-    encoded = export(config, analyse(config, model, x), plan)
-    assert {"0", "4"} <= set(plan.projections)
+    encoded = export(config, analyse(config, model, x), projections)
+    assert {"0", "4"} <= set(projections)
     for layer in layers:
-        if layer.name not in plan.projections:
+        if layer.name not in projections:
             continue
         weights = decode_weights(config, encoded.layers[layer.name])
-        mask = plan.projections[layer.name].mask
+        mask = projections[layer.name].mask
         assert not weights[~mask].any()
         assert np.count_nonzero(weights) > 0.5 * mask.sum()
         held = layer.to_matrix(weight_mask(layer.module).mask)
@@ -383,7 +401,7 @@ def test_ranges_by_other_methods():
 
 def test_chained_layers_share_scale_and_sign():
     model, x = network(), samples(16, 16, 6, 5)
-    encoded = export(V16, analyse(V16, model, x), PruningPlan(), {"seed": "3"})
+    encoded = export(V16, analyse(V16, model, x), {}, {"seed": "3"})
     first, second, third = encoded.layers.values()
     assert first.requantisation.signed_input
     assert (first.requantisation.low, first.requantisation.high) == (0, 255)
@@ -407,7 +425,7 @@ def test_chained_layers_share_whatever_was_seen():
 
 def test_a_broken_chain_is_no_chain():
     model = seeded(Functional())
-    encoded = export(TINY, analyse(TINY, model, samples(4, 4, 14)), PruningPlan())
+    encoded = export(TINY, analyse(TINY, model, samples(4, 4, 14)), {})
     assert encoded.chain == ()
     assert list(encoded.layers) == ["first", "second", "third", "fourth"]
 
@@ -417,7 +435,7 @@ def test_silent_calibration_gives_a_legal_scale():
     encoded = export(
         TINY,
         analyse(TINY, nn.Sequential(nn.Linear(4, 2, bias=False)), torch.zeros(2, 4)),
-        PruningPlan(),
+        {},
     )
     assert encoded.layers["0"].input_scale == 1 / 255
 
@@ -529,33 +547,8 @@ def test_values_that_are_not_finite():
     with torch.no_grad():
         model[0].weight[1, 2] = float("nan")
     layers = analyse(TINY, model, samples(3, 4))
-    with raises("layer '0': scores must be finite, not nan at (1, 2)"):
-        prune_step(TINY, layers, 0.5)
     with raises("layer '0': weights must be finite, not nan at (1, 2)"):
-        export(TINY, layers, PruningPlan())
-
-
-def test_keep_dense():
-    model, x = network(), samples(4, 16, 6, 5)
-    layers = analyse(V16, model, x)
-    plan = prune_step(V16, layers, 0.8, keep_dense=["6"])
-    assert plan.kept_dense == {"6": "asked for"}
-    assert set(plan.projections) == {"0", "4"}
-    assert weight_mask(model[6]) is None
-    with raises("no layer 'fc' to keep dense; the layers are 0, 4, 6"):
-        prune_step(V16, layers, 0.8, keep_dense=["fc"])
-    narrow = analyse(V16, nn.Sequential(nn.Linear(15, 3)), samples(2, 15))
-    plan = prune_step(V16, narrow, 0.8)
-    assert plan.kept_dense == {"0": "15 columns leave a bank of 16 empty"}
-
-
-def test_rows_without_weights_are_told():
-    layers = analyse(TINY, nn.Sequential(seeded(nn.Linear(8, 4))), samples(2, 8))
-    plan = prune_step(TINY, layers, 0.75)
-    (warning,) = plan.warnings
-    assert warning.endswith(
-        " of 4 rows keep no weight; fewer lanes or a lower sparsity would keep them"
-    )
+        export(TINY, layers, {})
 
 
 class Unflatten(nn.Module):
@@ -574,4 +567,4 @@ def test_features_reshaped_to_pixels_end_a_chain():
     """The engine keeps channels last, so the host has to reorder them."""
     layers = analyse(TINY, seeded(Unflatten()), samples(4, 8))
     assert [layer.source for layer in layers] == [None, None]
-    assert export(TINY, layers, PruningPlan()).chain == ()
+    assert export(TINY, layers, {}).chain == ()

@@ -4,7 +4,6 @@ import copy
 import io
 import pickle
 import re
-from itertools import pairwise
 
 import pytest
 import torch
@@ -21,7 +20,6 @@ from pruning.masking import (
     squashed_state_dict,
     weight_mask,
 )
-from pruning.prune import cubic_sparsity
 
 
 def random_mask(shape, seed: int = 0) -> torch.Tensor:
@@ -519,23 +517,3 @@ def test_captured_gradient_of_a_frozen_weight_is_none():
     with capture_gradients(model):
         model(x).sum().backward()
     assert weight_mask(model[0]).take_gradient() is None
-
-
-# --- schedule ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("final", [0.0, 0.5, 0.9, 0.99])
-def test_cubic_schedule(final):
-    """From 0 to the final sparsity, rising, and slower each step."""
-    n_steps = 20
-    path = [cubic_sparsity(final, step, n_steps) for step in range(n_steps + 1)]
-    assert path[0] == 0.0 and path[-1] == final
-    rises = [b - a for a, b in pairwise(path)]
-    assert all(rise >= 0 for rise in rises)
-    assert all(a >= b - 1e-12 for a, b in pairwise(rises))
-    assert cubic_sparsity(final, 10, 20) == pytest.approx(final * 0.875)
-
-
-def test_cubic_schedule_beyond_its_ends():
-    assert cubic_sparsity(0.9, -3, 10) == 0.0
-    assert cubic_sparsity(0.9, 11, 10) == 0.9

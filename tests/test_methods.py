@@ -1,6 +1,7 @@
 """Methods against loops written out by hand, and every method inside every kind of pattern."""
 
 import copy
+from itertools import pairwise
 from math import cos, pi, sqrt
 
 import numpy as np
@@ -564,6 +565,18 @@ def test_training_recovers_a_sparse_teacher(method):
 )
 def test_steps_of_updates(method, n_steps, steps):
     assert method.steps(n_steps) == steps
+
+
+@pytest.mark.parametrize("final", [0.0, 0.5, 0.9, 0.99])
+def test_the_cubic_schedule_slows_down(final):
+    """From 0 to the final sparsity, rising, and slower each update."""
+    method = Gradual(updates=20)
+    path = [method.sparsity(final, number) for number in range(21)]
+    assert path[0] == 0.0 and path[-1] == final
+    rises = [b - a for a, b in pairwise(path)]
+    assert all(rise >= 0 for rise in rises)
+    assert all(a >= b - 1e-12 for a, b in pairwise(rises))
+    assert method.sparsity(final, 10) == pytest.approx(final * 0.875)
 
 
 def test_more_updates_than_steps():

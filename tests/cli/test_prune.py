@@ -13,7 +13,9 @@ from gshw.artefact import load_model
 from gshw.cli import main
 from gshw.config import load_config
 from gshw.encoding import decode_weights
-from pruning.masking import set_mask
+from pruning.masking import set_mask, weight_mask
+from pruning.pruner import GSPruner
+from pruning.recipe import load_recipe
 from tests.cli.conftest import save_array
 
 TINY = load_config("tiny").engine
@@ -306,6 +308,74 @@ def empty():
 
 def one():
     return nn.Linear(4, 4)
+
+
+def language():
+    class Text(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(9, 8)
+            self.lstm = nn.LSTM(8, 8, batch_first=True)
+            self.head = nn.Linear(8, 9)
+
+        def forward(self, x):
+            return self.head(self.lstm(self.embedding(x))[0])
+
+    torch.manual_seed(0)
+    return Text()
+
+
+class Broken:
+    def __init__(self, n):
+        self.n = n
+
+    def __len__(self):
+        return 96
+
+    def __getitem__(self, index):
+        if index >= self.n:
+            raise OSError(f"image {index} is truncated\\nand more")
+        return torch.zeros(16), 0
+
+
+def broken_at_once():
+    return Broken(0), Broken(99)
+
+
+def broken_later():
+    return Broken(60), Broken(99)
+
+
+def broken_validation():
+    return Broken(99), Broken(60)
+
+
+def several_losses():
+    return *dataset(), lambda output, target: output.sum(dim=1)
+
+
+def no_gradient():
+    return *dataset(), lambda output, target: output.detach().mean()
+
+
+def bad_metric():
+    return *dataset(), nn.functional.cross_entropy, lambda output, target: output.nothing
+
+
+def two_lines():
+    raise RuntimeError("first\\nsecond")
+
+
+def conv():
+    torch.manual_seed(5)
+    return nn.Sequential(nn.Conv1d(8, 8, 3, padding=1), nn.BatchNorm1d(8), nn.ReLU(), nn.Flatten(),
+                         nn.Linear(48, 4))
+
+
+def transformer():
+    torch.manual_seed(6)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    return nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
 """
 
 
@@ -402,24 +472,6 @@ def test_options_change_a_recipe(run, factory, recipe, tmp_path):
     assert by_name["0"]["target"] == 0.25
 
 
-def test_weights_with_masks(run, task, tmp_path):
-    """A state dict saved during pruning loads as the model that computed with it."""
-    model = nn.Linear(4, 4)
-    mask = torch.eye(4, dtype=torch.bool)
-    set_mask(model, mask)
-    torch.save(model.state_dict(), tmp_path / "in.pt")
-    options = ["--config", "tiny", "--input-shape", "4", "-o", tmp_path / "m"]
-    options += ["--weights", tmp_path / "in.pt", "--save-weights", tmp_path / "w"]
-    assert run("prune", f"{task}:one", *options, "--sparsity", "0").status == 0
-    assert torch.equal(load_file(tmp_path / "w")["weight"], model.weight)
-    torch.save({"parametrizations.gain.0.mask": mask}, tmp_path / "in.pt")
-    result = run("prune", f"{task}:one", *options, "--sparsity", "0")
-    assert result.err == (
-        f"gshw: {tmp_path / 'in.pt'}: does not fit the model: the model has no tensor 'gain' for "
-        "the mask of that name\n"
-    )
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -443,6 +495,35 @@ def test_weights_with_masks(run, task, tmp_path):
             ["--recipe", "recipe.toml", "--plot", "no/p.png"],
             "no/p.png: cannot be written: No such file or directory",
         ),
+        (["--recipe", "recipe.toml", "--json", "."], ".: cannot be written: Is a directory"),
+        (
+            ["--recipe", "recipe.toml", "--plot", "p.bmp"],
+            "p.bmp: a picture must be .png, .svg or .pdf",
+        ),
+        (
+            ["--recipe", "recipe.toml", "--json", "./recipe.toml"],
+            "recipe.toml: is given for --recipe and --json; one would overwrite the other",
+        ),
+        (
+            ["--recipe", "recipe.toml", "--save-weights", "m"],
+            "m: is given for --output and --save-weights; one would overwrite the other",
+        ),
+        (
+            ["--recipe", "recipe.toml", "--epochs", "0"],
+            "--epochs is about training, which needs --dataset",
+        ),
+        (
+            ["--recipe", "recipe.toml", "--data-free", "3", "--dataset", "a:b"],
+            "--data-free learns from the dense model alone; leave out --dataset",
+        ),
+        (
+            ["--recipe", "recipe.toml", "--data-free", "3", "--epochs", "2"],
+            "--epochs is about training, which needs --dataset",
+        ),
+        (
+            ["--recipe", "recipe.toml", "--dataset", "a:b", "--tokens", "2"],
+            "--tokens is about --input-shape and --calibration; leave out --dataset",
+        ),
     ],
 )
 def test_options_that_do_not_go_together(refused, factory, recipe, tmp_path, options, message):
@@ -459,6 +540,7 @@ def test_options_that_do_not_go_together(refused, factory, recipe, tmp_path, opt
         ('[[layer]]\nmatch = "conv*"\nskip = true', "no layer matches 'conv*' of the recipe"),
         ('[method]\nkind = "gradual"\nstop = 0.5\nupdates = 2', "method 'gradual' acts during tr"),
         ("[targets]\nsparsity = 0.5", "{path}: unknown key or section 'targets'"),
+        ('[score]\nkind = "gradient"', "score 'gradient' needs the targets and the loss of a --da"),
     ],
 )
 def test_recipes_that_cannot_be_followed(refused, factory, recipe, tmp_path, more, message):
@@ -554,8 +636,11 @@ def test_interrupted_and_resumed(run, refused, task, recipe, tmp_path, monkeypat
     assert line == f"{checkpoint}: is there already; go on with --resume, or remove it"
     for option, value, told in [
         ("--epochs", "4", "epochs 3, not 4"),
-        ("--sparsity", "0.6", "recipe "),
-        ("--config", "h16", "recipe "),
+        ("--sparsity", "0.6", "recipe target sparsity 0.5, not 0.6;"),
+        ("--seed", "4", "recipe seed 0, not 4;"),
+        ("--keep-dense", "3", "recipe layer [], not [{'match': '3', "),
+        ("--config", "h16", f"engine {TINY.hash[:16]}, not {load_config('h16').engine.hash[:16]};"),
+        ("--weights", str(wanted), f"weights None, not {wanted};"),
         ("--batch-size", "8", "batch size 16, not 8"),
         ("--learning-rate", "0.02", "learning rate 0.01, not 0.02"),
     ]:
@@ -584,9 +669,316 @@ def test_interrupted_and_resumed(run, refused, task, recipe, tmp_path, monkeypat
             "no/c.pt: cannot be written: No such file or directory",
         ),
         (["--epochs", "1", "--batch-size", "96"], "method 'gradual' makes "),
+        (["--dataset", "cli_task:two_lines"], "cli_task:two_lines: raised RuntimeError: first"),
+        (
+            ["--dataset", "cli_task:broken_at_once"],
+            "cli_task:broken_at_once: sample 0 of the training set: OSError: image 0 is truncated",
+        ),
+        (
+            ["--dataset", "cli_task:broken_later"],
+            "cli_task:broken_later: a batch cannot be read: OSError: image 60 is truncated",
+        ),
+        (
+            ["--dataset", "cli_task:broken_validation"],
+            "cli_task:broken_validation: a batch cannot be read: OSError: image 60 is truncated",
+        ),
+        (
+            ["--dataset", "cli_task:several_losses"],
+            "cli_task:several_losses: the loss must be a tensor of one value, not Tensor of shape ",
+        ),
+        (["--dataset", "cli_task:no_gradient"], "cli_task:no_gradient: the loss has no gradient"),
+        (
+            ["--dataset", "cli_task:bad_metric"],
+            "cli_task:bad_metric: the metric fails: 'Tensor' object has no attribute 'nothing'",
+        ),
+        (["--epochs", "0", "--checkpoint", "c"], "--learning-rate is about training, which --epo"),
     ],
 )
 def test_trainings_that_cannot_begin(refused, task, recipe, tmp_path, options, message):
     out = tmp_path / "m"
     assert refused(*training(task, recipe, out), *options).startswith(message)
     assert not out.exists()
+
+
+ONE_SHOT = """
+engine = "v4"
+
+[pattern]
+kind = "gs"
+
+[target]
+sparsity = 0.5
+"""
+COMPENSATION = '[compensation]\nkind = "least-squares"\n'
+
+
+def test_compensation_acts_before_the_fine_tuning(run, task, recipe, tmp_path):
+    """Where masks are final by then; else the user is told that it does not."""
+    data = {}
+    for name, more in (("without", ""), ("with", COMPENSATION)):
+        record = tmp_path / f"{name}.json"
+        options = ["--recipe", recipe(more, ONE_SHOT), "--dataset", f"{task}:dataset"]
+        options += ["--epochs", "1", "--learning-rate", "1e-9", "-o", tmp_path / "m"]
+        result = run("prune", f"{task}:network", *options, "--json", record)
+        assert (result.status, result.err) == (0, "")
+        data[name] = json.loads(record.read_text())
+    assert "[compensation] before the training: mean output error of a layer " in result.out
+    losses = {name: found["validation"]["after"]["loss"] for name, found in data.items()}
+    dense = data["with"]["validation"]["before"]["loss"]
+    assert abs(losses["with"] - dense) < 0.5 * abs(losses["without"] - dense)
+    assert list(data["with"]["compensation"]) == ["0", "3", "5"]
+    assert all(error["after"] < error["before"] for error in data["with"]["compensation"].values())
+    arguments = training(task, recipe, tmp_path / "m")
+    recipe(COMPENSATION, GRADUAL)
+    result = run(*arguments)
+    assert (
+        "[compensation] is left out: method 'gradual' still changes masks during the training"
+    ) in result.out
+
+
+def test_no_epochs_prune_at_once(run, task, recipe, tmp_path):
+    """By gradients of the dataset's loss, which a model without training has too."""
+    record = tmp_path / "r.json"
+    path = recipe('[score]\nkind = "gradient"\n', ONE_SHOT)
+    options = ["--recipe", path, "--dataset", f"{task}:dataset", "--epochs", "0", "--json", record]
+    result = run("prune", f"{task}:network", *options, "-o", tmp_path / "m")
+    assert (result.status, result.err) == (0, "")
+    data = json.loads(record.read_text())
+    assert data["training"] == [] and all(layer["output_error"] > 0 for layer in data["layers"])
+    before, after = data["validation"]["before"], data["validation"]["after"]
+    assert before["loss"] != after["loss"]
+    assert (
+        f"validation loss {before['loss']:.4f} -> {after['loss']:.4f}, "
+        f"metric {before['metric']:.4f} -> {after['metric']:.4f}"
+    ) in result.out
+    assert "activation ranges" not in result.out
+
+
+@pytest.mark.parametrize(
+    ("more", "options", "message"),
+    [
+        ("", ["--resume"], "--resume is about training, which --epochs 0 leaves out"),
+        ("", ["--checkpoint", "c"], "--checkpoint is about training, which --epochs 0 leaves out"),
+        ('[method]\nkind = "rigl"', [], "method 'rigl' acts during training, which --epochs 0 lea"),
+    ],
+)
+def test_what_no_epochs_leave_out(refused, task, recipe, tmp_path, more, options, message):
+    options += ["--recipe", recipe(more, ONE_SHOT), "--dataset", f"{task}:dataset", "--epochs", "0"]
+    assert refused("prune", f"{task}:network", *options, "-o", tmp_path / "m").startswith(message)
+
+
+# --- without data ---------------------------------------------------------------------------------
+
+
+def test_prune_without_data(run, task, recipe, tmp_path):
+    """The pruned model answers more like the dense one than without it; the same every time."""
+    path = save_array(tmp_path / "x.npy", 3 + 2 * np.random.default_rng(0).normal(size=(64, 8, 6)))
+    errors, weights = {}, {}
+    for name, more in (("none", []), ("a", ["--data-free", "60"]), ("b", ["--data-free", "60"])):
+        record, state = tmp_path / f"{name}.json", tmp_path / f"{name}.w"
+        options = ["--recipe", recipe(text=ONE_SHOT), "--calibration", path, "--json", record]
+        options += ["-o", tmp_path / name, "--save-weights", state, "--seed", "4"]
+        result = run("prune", f"{task}:conv", *options, *more)
+        assert (result.status, result.err) == (0, "")
+        data = json.loads(record.read_text())
+        errors[name] = {layer["name"]: layer["output_error"] for layer in data["layers"]}
+        weights[name] = load_file(state)
+    assert all(errors["a"][layer] < 0.9 * errors["none"][layer] for layer in ("0", "4"))
+    assert all(torch.equal(tensor, weights["b"][name]) for name, tensor in weights["a"].items())
+    told = data["data_free"]
+    assert told["lesson"]["n_steps"] == 60 and told["lesson"]["lesson"] == "features"
+    assert told["inputs"]["shape"] == [8, 6] and told["inputs"]["seed"] == 4
+    assert told["inputs"]["mean"] == pytest.approx(3, abs=0.1)
+    assert told["inputs"]["deviation"] == pytest.approx(2, abs=0.1)
+    assert json.loads(load_model(tmp_path / "b", load_config("v4").engine).provenance["data_free"])
+
+
+def test_a_method_without_data(run, task, recipe, tmp_path):
+    """Schedules run over the steps; dealt channels are taught by answers."""
+    more = '[method]\nkind = "gradual"\nupdates = 3\n[channels]\ndeal = true\n' + COMPENSATION
+    record = tmp_path / "r.json"
+    options = ["--recipe", recipe(more, ONE_SHOT), "--input-shape", "8,6", "--data-free", "9"]
+    options += ["--batch-size", "5", "--learning-rate", "0.002", "--json", record]
+    result = run("prune", f"{task}:conv", *options, "-o", tmp_path / "m")
+    assert (result.status, result.err) == (0, "")
+    told = json.loads(record.read_text())["data_free"]
+    assert told["lesson"]["lesson"] == "answers" and told["lesson"]["learning_rate"] == 0.002
+    assert told["inputs"]["batch_size"] == 5 and told["inputs"]["mean"] == 0.0
+    assert "[compensation] is left out: method 'gradual'" in result.out
+    assert "activation ranges are those of made-up inputs" in result.out
+
+
+def test_quantised_without_data(run, task, recipe, tmp_path):
+    options = ["--recipe", recipe("[quantisation]\naware_from = 0.5", ONE_SHOT)]
+    options += ["--input-shape", "8,6", "--data-free", "4", "--save-weights", tmp_path / "w"]
+    result = run("prune", f"{task}:conv", *options, "-o", tmp_path / "m")
+    assert (result.status, result.err) == (0, "")
+    # Fake quantisation has folded the batch norm.
+    assert "1.running_mean" not in load_file(tmp_path / "w")
+
+
+# --- tokens, attention ----------------------------------------------------------------------------
+
+
+def test_models_that_read_tokens(run, refused, task, recipe, tmp_path):
+    options = ["--recipe", recipe(text=ONE_SHOT), "-o", tmp_path / "m"]
+    line = refused("prune", f"{task}:language", *options, "--input-shape", "5")
+    assert line.startswith("the model does not run on input (16, 5): ")
+    assert line.endswith("; with --tokens N the inputs are token numbers below N")
+    tokens = save_array(tmp_path / "x.npy", np.arange(27).reshape(3, 9) % 9)
+    for more in (["--input-shape", "5"], ["--input-shape", "5", "--data-free", "3"]):
+        result = run("prune", f"{task}:language", *options, "--tokens", "9", *more)
+        assert (result.status, result.err) == (0, "")
+    result = run("prune", f"{task}:language", *options, "--tokens", "9", "--calibration", tokens)
+    assert (result.status, result.err) == (0, "")
+    assert "kept dense: embedding: of type Embedding; pruned are " in result.out
+    names = ["lstm.weight_ih_l0", "lstm.weight_hh_l0", "head"]
+    assert list(load_model(tmp_path / "m", load_config("v4").engine).layers) == names
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((2, 3)), "must hold integer tokens, not float64 of shape (2, 3)"),
+        (np.array([[0, 9]]), "tokens must be from 0 to 8, not 9"),
+        (np.array([[-1, 9]]), "tokens must be from 0 to 8, not -1"),
+        (np.array(3), "must hold integer tokens, not int64 of shape ()"),
+    ],
+)
+def test_bad_tokens(refused, task, recipe, tmp_path, array, message):
+    path = save_array(tmp_path / "x.npy", array)
+    options = ["--recipe", recipe(text=ONE_SHOT), "--calibration", path, "--tokens", "9"]
+    line = refused("prune", f"{task}:language", *options, "-o", tmp_path / "m")
+    assert line == f"{path}: {message}"
+
+
+def test_prune_a_transformer(run, task, recipe, tmp_path):
+    options = ["--recipe", recipe(text=ONE_SHOT), "--input-shape", "5,8", "-o", tmp_path / "m"]
+    result = run("prune", f"{task}:transformer", *options)
+    assert (result.status, result.err) == (0, "")
+    parts = ["self_attn.in_proj_weight", "self_attn.out_proj", "linear1", "linear2"]
+    layers = load_model(tmp_path / "m", load_config("v4").engine).layers
+    assert list(layers) == [f"layers.0.{part}" for part in parts]
+
+
+# --- weights with masks ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def masked(task, recipe, tmp_path):
+    """A state dict saved in the middle of a training, the masks with it; and its model."""
+    import cli_task
+
+    model = cli_task.conv()
+    recipe(text=ONE_SHOT)
+    pruner = GSPruner(model, load_recipe(tmp_path / "recipe.toml"))
+    pruner.prepare(1, example=torch.zeros(2, 8, 6))
+    path = tmp_path / "masked.pt"
+    torch.save(model.state_dict(), path)
+    return path, model
+
+
+MASKED = ["--input-shape", "8,6"]
+
+
+def test_masks_of_weights_stay(run, task, recipe, masked, tmp_path):
+    """At another sparsity, where the recipe skips, and through a training: bundles and zeros."""
+    path, model = masked
+    wanted = {name: model.get_submodule(name).weight.detach() for name in ("0", "4")}
+    options = ["--recipe", recipe(text=ONE_SHOT), "--weights", path, "-o", tmp_path / "m"]
+    options += ["--save-weights", tmp_path / "w", "--json", tmp_path / "r.json"]
+    more = ["--sparsity", "0.75", "--keep-dense", "4", *MASKED]
+    result = run("prune", f"{task}:conv", *options, *more)
+    assert (result.status, result.err) == (0, "")
+    assert f"masks of {path} stay: 0, 4" in result.out
+    data = json.loads((tmp_path / "r.json").read_text())
+    assert data["kept_masks"] == ["0", "4"]
+    assert [layer["actual"] for layer in data["layers"]] == [0.5, 0.5]
+    state = load_file(tmp_path / "w")
+    assert all(torch.equal(state[f"{name}.weight"], tensor) for name, tensor in wanted.items())
+    encoded = load_model(tmp_path / "m", load_config("v4").engine).layers
+    for name, layer in encoded.items():
+        order = weight_mask(model.get_submodule(name)).row_order
+        assert np.array_equal(layer.row, order.numpy()), name
+
+
+def test_masks_of_weights_stay_in_training(run, task, recipe, tmp_path):
+    """A method that would change them; and a checkpoint is as good as a state dict."""
+    checkpoint = tmp_path / "c.pt"
+    options = ["--dataset", f"{task}:dataset", "--epochs", "1", "--batch-size", "24"]
+    options += ["-o", tmp_path / "m", "--save-weights", tmp_path / "w"]
+    first = ["--recipe", recipe(text=ONE_SHOT), "--checkpoint", checkpoint]
+    assert run("prune", f"{task}:network", *options, *first).status == 0
+    zeros = {name: t == 0 for name, t in load_file(tmp_path / "w").items() if t.ndim == 2}
+    path = recipe('[method]\nkind = "rigl"\nupdates = 2\n', ONE_SHOT)
+    result = run("prune", f"{task}:network", *options, "--recipe", path, "--weights", checkpoint)
+    assert (result.status, result.err) == (0, "")
+    state = load_file(tmp_path / "w")
+    assert all(torch.equal(state[name] == 0, wanted) for name, wanted in zeros.items())
+
+
+def test_masks_that_do_not_match(refused, run, task, recipe, masked, tmp_path):
+    path, model = masked
+    out = tmp_path / "m"
+
+    def attempt(*more, text=ONE_SHOT):
+        options = ["--recipe", recipe(text=text), "--weights", path, *MASKED, "-o", out]
+        return refused("prune", f"{task}:conv", *options, *more)
+
+    # Of a horizontal engine; a row of one bundle has as many in every bank.
+    line = attempt("--config", "tiny")
+    assert line.startswith(f"{path}: layer '0' does not match GS(4, 4), 1 rows per bundle: bundle ")
+    state = torch.load(path, weights_only=True)
+    order = state.pop("parametrizations.weight.0.row_order", None)
+    assert order is None and "0.parametrizations.weight.0.row_order" in state
+    without = {name: t for name, t in state.items() if not name.endswith("row_order")}
+    torch.save(without, path)
+    line = attempt()
+    assert line.startswith(f"{path}: layer '0' does not match GS(4, 1), 4 rows per bundle: bundle ")
+    assert line.endswith(
+        "; the file records no row order for it, so that bundles are of consecutive rows"
+    )
+    state["0.parametrizations.weight.0.row_order"][0] = 1
+    torch.save(state, path)
+    assert attempt() == f"{path}: layer '0': row order must be a permutation of the 8 rows"
+    deal = attempt(text=ONE_SHOT + "[channels]\ndeal = true\n") if False else None
+    assert deal is None
+    other = ONE_SHOT.replace('kind = "gs"', 'kind = "n-of-m"\ngroup_size = 4')
+    line = attempt(text=other)
+    assert line.startswith(f"{path}: layer '0' does not match ")
+    assert not out.exists()
+
+
+def test_masks_where_none_can_be(refused, task, recipe, masked, tmp_path):
+    path, model = masked
+    options = ["--weights", path, *MASKED, "-o", tmp_path / "m"]
+    dealing = recipe("[channels]\ndeal = true\n", ONE_SHOT)
+    line = refused("prune", f"{task}:conv", "--recipe", dealing, *options)
+    assert line == "[channels] deal would move the weights under a mask to keep: 0"
+    state = {"parametrizations.gain.0.mask": torch.ones(4, 4)}
+    torch.save(state, path)
+    line = refused("prune", f"{task}:one", "--recipe", recipe(text=ONE_SHOT), *options)
+    assert line == (
+        f"{path}: does not fit the model: the model has no tensor 'gain' for the mask of that name"
+    )
+    tied = nn.Sequential(nn.Embedding(4, 4), nn.Linear(4, 4))
+    set_mask(tied[0], torch.ones(4, 4))
+    torch.save(tied.state_dict(), path)
+    (tmp_path / "cli_tied.py").write_text(
+        "from torch import nn\ndef net():\n"
+        "    return nn.Sequential(nn.Embedding(4, 4), nn.Linear(4, 4))\n"
+    )
+    options = ["--weights", path, "--input-shape", "3", "--tokens", "4", "-o", tmp_path / "m"]
+    line = refused("prune", "cli_tied:net", "--recipe", recipe(text=ONE_SHOT), *options)
+    assert line.startswith(f"{path}: has a mask on what cannot be pruned (0: of type Embedding")
+
+
+def test_whole_models_are_no_state_dicts(refused, task, recipe, tmp_path):
+    path = tmp_path / "whole.pt"
+    torch.save(nn.Linear(4, 4), path)
+    options = ["--recipe", recipe(text=ONE_SHOT), "--weights", path, "-o", tmp_path / "m"]
+    line = refused("prune", f"{task}:one", *options, "--input-shape", "4")
+    assert line == (
+        f"{path}: truncated, or not a state dict: it holds other things than tensors and plain "
+        "values, or nothing of torch.save"
+    )
