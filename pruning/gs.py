@@ -234,6 +234,7 @@ class _Bundles:
         self.value = np.empty(0)
         self.word = np.empty(0, dtype=np.int32)
         self.n_listed = 0
+        self.split_short = 0.0
         self._pilot, self._n_pilots = np.zeros(b), 0
 
     @property
@@ -433,7 +434,7 @@ def _split(pool: list[_Bundles], budget: int, kind: Budget) -> None:
             start = start + np.repeat(offset, sizes)[:, None]
         state = {name: gathered(name) for name in ("above", "low", "high", "laid")}
         groups, u, v, x = (gathered(name) for name in ("groups", "u", "v", "x"))
-        narrow, _, _ = solver.exchange_groups(
+        narrow, price = solver.exchange_groups(
             budget, 1e-12 * scale, state["above"], start, value, state["low"],
             state["high"], state["laid"], max(b.margin for b in pool), gathered("n_real"),
             config.lanes_per_row, groups, least, most, u, v, x,
@@ -443,9 +444,18 @@ def _split(pool: list[_Bundles], budget: int, kind: Budget) -> None:
             for name, found in (("groups", groups), ("u", u), ("v", v), ("x", x)):
                 setattr(bundles, name, found[first:last])
         if narrow < 0:
-            return
+            break
         which = int(np.searchsorted(ends, narrow, side="right"))
         pool[which].widen(narrow - int((ends - sizes)[which]))
+    # What the bounds on marginals leave open at the common price; nothing, when all is in order.
+    step = gathered("n_real") * config.lanes_per_row
+    short = np.zeros(n_bundles)
+    more, fewer = groups < most, groups > least
+    short[more] += np.maximum(0.0, gain_up[more] - price) * (most - groups)[more]
+    short[fewer] += np.maximum(0.0, price - loss_down[fewer]) * (groups - least)[fewer]
+    short *= step
+    for bundles, first, last in zip(pool, ends - sizes, ends, strict=True):
+        bundles.split_short = float(short[first:last].sum())
 
 
 def _read(bundles: _Bundles) -> Projection:
@@ -459,6 +469,7 @@ def _read(bundles: _Bundles) -> Projection:
     kept, short = solver.certify(
         problem.scores, mask, bundles.rows, bundles.n_real, bundles.u, bundles.v
     )
+    short += bundles.split_short
     return problem.projection(mask, bundles.order, kept, kept + short)
 
 

@@ -132,12 +132,16 @@ def kept_masks(
         be pruned.
     """
     found: dict[str, Projection] = {}
-    masked = {id(weight_mask(module, name)) for module, name in masked_tensors(model)}
+    paths = {module: path for path, module in model.named_modules()}
+    others = {
+        id(weight_mask(module, name)): paths[module] or name
+        for module, name in masked_tensors(model)
+    }
     for weight in weights:
         mask = weight_mask(weight.module, weight.tensor_name)
         if mask is None:
             continue
-        masked.discard(id(mask))
+        del others[id(mask)]
         matrix = weight.to_matrix(mask.mask)
         order = None if mask.row_order is None else mask.row_order.numpy()
         _require_pattern(f"{path}: layer {weight.name!r}", pattern, weight, matrix, order)
@@ -148,9 +152,9 @@ def kept_masks(
         )
         with torch.no_grad():
             weight.dense.mul_(mask.mask)
-    if masked:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
-        raise GshwError(f"{path}: has a mask on what cannot be pruned ({reasons})")
+    for name in others.values():
+        why = f": {skipped[name]}" if name in skipped else ""
+        raise GshwError(f"{path}: layer {name!r} has a mask, but cannot be pruned{why}")
     return found
 
 

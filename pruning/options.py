@@ -97,7 +97,8 @@ def _require_untrained(arguments: argparse.Namespace, recipe: Recipe, data_free:
         allowed = {"epochs", "batch_size"}
         why = "--epochs 0 leaves out"
     for key in (*_TRAINING, "checkpoint", "resume"):
-        if key not in allowed and getattr(arguments, key) not in (None, False):
+        value = getattr(arguments, key)
+        if key not in allowed and value is not None and value is not False:
             raise GshwError(f"--{key.replace('_', '-')} is about training, which {why}")
     if not data_free and not isinstance(recipe.method, OneShot):
         raise GshwError(f"method {recipe.method.kind!r} acts during training, which {why}")

@@ -541,9 +541,9 @@ def exchange_groups(
 
     Returns
     -------
-    int, int, float
-        A bundle whose band has become too narrow, or -1; how its groups should change; and the
-        price of a block at which the split is optimal.
+    int, float
+        A bundle whose band has become too narrow, or -1; and the price of a block at which the
+        split is optimal.
     """
     n_bundles = groups.size
     n_lines, n_banks = x.shape[1], x.shape[2]
@@ -577,8 +577,8 @@ def exchange_groups(
         ordered = best <= worst + tolerance
         if ordered and not may_add and not must_drop:
             if worst == _INFINITY:
-                return -1, 0, best
-            return -1, 0, worst if best == -_INFINITY else 0.5 * (best + worst)
+                return -1, best
+            return -1, worst if best == -_INFINITY else 0.5 * (best + worst)
         refine_up = not exact_up[a] and not (ordered and must_drop)
         refine_down = not exact_down[c] and not (ordered and may_add)
         if refine_up:
@@ -587,7 +587,7 @@ def exchange_groups(
                 groups, u, v, x, rooms,
             )  # fmt: skip
             if status == NARROW:
-                return a, 1, 0.0
+                return a, 0.0
             gain_up[a] = min(gain_up[a], gain / (per_row * n_real[a]))
             exact_up[a] = True
         if refine_down and not (refine_up and a == c):
@@ -596,7 +596,7 @@ def exchange_groups(
                 groups, u, v, x, rooms,
             )  # fmt: skip
             if status == NARROW:
-                return c, -1, 0.0
+                return c, 0.0
             loss_down[c] = max(loss_down[c], -gain / (per_row * n_real[c]))
             exact_down[c] = True
         if refine_up or refine_down:
@@ -612,7 +612,7 @@ def exchange_groups(
                 groups, u, v, x, rooms,
             )  # fmt: skip
             if status == NARROW:
-                return b, change, 0.0
+                return b, 0.0
             size = per_row * n_real[b]
             kept += change * size
             price = _group_price(b, u, v, n_real, per_row, n_lines)

@@ -290,7 +290,7 @@ class Targets:
         for place, target in enumerate(self):
             if target.kept is not None:
                 kept = matrices[place].scores[target.kept.mask].sum(dtype=np.float64)
-                found[place] = replace(target.kept, kept_score=float(kept))
+                found[place] = replace(target.kept, kept_score=float(kept), bound=None)
             elif place not in found:
                 found[place] = self.pattern.project(matrices[place], level(target.sparsity))
         return [

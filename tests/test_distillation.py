@@ -75,6 +75,18 @@ def test_inputs_match_the_batch_norms():
     assert mismatch(model, real) < 0.3
 
 
+def test_progress_of_inputs_and_lesson():
+    model, _ = trained()
+    told: list[tuple[str, int, int]] = []
+    plan = InputPlan(shape=(8,), n_batches=2, batch_size=4, n_steps=3)
+    x = synthesise(model, plan, lambda *step: told.append(step))
+    distil(model, copy.deepcopy(model), x, LessonPlan(n_steps=2), advance=lambda *s: told.append(s))
+    assert told == [
+        *(("inputs", done, 6) for done in range(1, 7)),
+        *(("distillation", done, 2) for done in (1, 2)),
+    ]
+
+
 def test_inputs_of_convolutions():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))

@@ -77,6 +77,29 @@ def test_set_mask_again_changes_it_in_place():
     assert torch.equal(module.weight != 0, second)
 
 
+def test_the_row_order_goes_with_the_mask():
+    """Into the state dict and back, whichever of the two masks has one; a new mask forgets it."""
+    ordered, plain = seeded(nn.Linear(6, 4)), seeded(nn.Linear(6, 4))
+    order = torch.tensor([2, 0, 3, 1])
+    set_mask(ordered, random_mask((4, 6), 0), row_order=order)
+    set_mask(plain, random_mask((4, 6), 1))
+    key = "parametrizations.weight.0.row_order"
+    with_order, without = (copy.deepcopy(m.state_dict()) for m in (ordered, plain))
+    assert torch.equal(with_order[key], order) and key not in without
+    order[0] = 9
+    assert weight_mask(ordered).row_order.tolist() == [2, 0, 3, 1]
+    plain.load_state_dict(with_order)
+    assert weight_mask(plain).row_order.tolist() == [2, 0, 3, 1]
+    ordered.load_state_dict(without)
+    assert weight_mask(ordered).row_order is None
+    fresh = nn.Linear(6, 4)
+    attach_masks(fresh, with_order)
+    fresh.load_state_dict(with_order)
+    assert weight_mask(fresh).row_order.tolist() == [2, 0, 3, 1]
+    set_mask(fresh, random_mask((4, 6)))
+    assert weight_mask(fresh).row_order is None
+
+
 def test_the_callers_mask_stays_its_own():
     module = seeded(nn.Linear(6, 4))
     mask = random_mask((4, 6))

@@ -258,6 +258,47 @@ def test_gradient_scores_need_a_loss():
     assert str(caught.value) == "score 'gradient' needs a loss of (output, target)"
 
 
+# --- masks that stay -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scope", ["layer", "network"])
+@pytest.mark.parametrize("method", METHODS)
+def test_masks_that_stay(method, scope):
+    """One layer's at half the target's sparsity and on bundles of its own; the other is pruned."""
+    first = prune(network(), recipe_of(0.25))
+    model = first.model
+    kept = first.projections["0"]
+    weight_mask(model[4]).mask.fill_(True)
+    rules = [{"match": "0", "skip": True}]
+    recipe = recipe_of(
+        method={"kind": method, **METHODS[method]},
+        target={"sparsity": 0.5, "scope": scope},
+        layer=rules,
+    )
+    pruner = GSPruner(model, recipe)
+    pruner.prepare(N_STEPS, example=batches(1)[0][0], keep={"0": kept})
+    train(model, pruner, torch.optim.SGD(model.parameters(), lr=1e-2), batches())
+    assert pruner.skipped == {}
+    pruner.squash_mask()
+    found = pruner.projections
+    assert np.array_equal(found["0"].mask, kept.mask)
+    assert np.array_equal(found["0"].row_order, kept.row_order)
+    weight = pruner.weights[0]
+    assert np.array_equal(weight.to_matrix(weight.dense) != 0, kept.mask)
+    assert found["4"].density == pytest.approx(0.5, abs=0.03)
+    scores = np.abs(weight.to_matrix(weight.dense))
+    if method == "one-shot":
+        assert found["0"].kept_score > 0.8 * scores.sum() and found["0"].bound is None
+
+
+def test_masks_that_stay_cannot_be_dealt():
+    model = prune(network(), recipe_of()).model
+    pruner = GSPruner(model, recipe_of(channels={"deal": True}))
+    with pytest.raises(GshwError) as caught:
+        pruner.prepare(1, example=batches(1)[0][0], keep=prune(network(), recipe_of()).projections)
+    assert str(caught.value) == "[channels] deal would move the weights under a mask to keep: 0"
+
+
 # --- saved and resumed ---------------------------------------------------------------------------
 
 

@@ -141,6 +141,23 @@ def test_resume_with_another_recipe(tmp_path):
     assert checkpoint.path.read_bytes() == before
 
 
+def test_resume_with_another_table(tmp_path):
+    """Told is the innermost place that differs, not the table; a key may be on one side only."""
+    run = {"recipe": {"seed": 1, "method": {"kind": "rigl", "fraction": 0.3}}}
+    checkpoint = Checkpoint(path=tmp_path / "c.pt", run=run)
+    checkpoint.save({})
+    assert checkpoint.load() is not None
+    for method, told in [
+        ({"kind": "rigl", "fraction": 0.2}, "fraction 0.3, not 0.2"),
+        ({"kind": "mest", "fraction": 0.3}, "kind rigl, not mest"),
+        ({"kind": "rigl"}, "fraction 0.3, not None"),
+        ({"kind": "rigl", "fraction": 0.3, "soft": True}, "soft None, not True"),
+    ]:
+        other = Checkpoint(path=checkpoint.path, run={"recipe": {"seed": 1, "method": method}})
+        with pytest.raises(GshwError, match=f"is of a run with recipe method {told}; resume"):
+            other.load()
+
+
 def test_checkpoint_that_is_none(tmp_path):
     checkpoint = Checkpoint(path=tmp_path / "c.pt", run=RUN)
     assert checkpoint.load() is None
