@@ -198,7 +198,7 @@ def _test(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _prune(arguments: argparse.Namespace, console: Console) -> int:
-    from pruning.command import prune_command
+    from pruning.runs.command import prune_command
 
     return prune_command(arguments, console)
 
@@ -219,7 +219,7 @@ def _demo(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _compare(arguments: argparse.Namespace, console: Console) -> int:
-    from pruning.compare import compare_command
+    from pruning.comparison.compare import compare_command
 
     return compare_command(arguments, console)
 

@@ -34,17 +34,17 @@ from pruning.digits import (
     network,
     train,
 )
-from pruning.export import export
-from pruning.layers import analyse
+from pruning.methods.registry import Gradual
+from pruning.models.export import export
+from pruning.models.layers import analyse
+from pruning.models.weights import find_weights
+from pruning.patterns.gs import Gs
+from pruning.patterns.neighbours import Block, Unstructured
+from pruning.patterns.pattern import Pattern, Projection
 from pruning.plots import plot_accuracy, plot_cycles, plot_mask
-from pruning.gs import Gs
-from pruning.methods import Gradual
-from pruning.neighbours import Block, Unstructured
-from pruning.pattern import Pattern, Projection
 from pruning.pruner import GSPruner
 from pruning.recipe import Recipe
 from pruning.settings import LayerRule, SparsityTarget
-from pruning.weights import find_weights
 
 SPARSITIES = (0.8, 0.9)
 

@@ -9,8 +9,8 @@ import matplotlib
 import numpy as np
 
 from gshw.config import EngineConfig
-from pruning.pattern import Projection
-from pruning.report import PrunedLayer
+from pruning.patterns.pattern import Projection
+from pruning.runs.report import PrunedLayer
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -9,19 +9,19 @@ from torch import Tensor, nn
 
 from gshw.errors import GshwError
 from gshw.pattern import highest_sparsity
-from pruning.calibration import batch_input
+from pruning.channels.dealing import Dealing, deal_network
 from pruning.checks import is_integer, require
-from pruning.compensation import LayerErrors, compensate_model, reestimate_batch_norm
-from pruning.dealing import Dealing, deal_network
-from pruning.gs import Gs
-from pruning.masking import squash_masks
-from pruning.methods import OneShot
-from pruning.pattern import Projection, RowGrouping
-from pruning.quantisation import Quantisation, attach_quantisation, detach_quantisation
+from pruning.integers.quantisation import Quantisation, attach_quantisation, detach_quantisation
+from pruning.methods.registry import OneShot
+from pruning.models.masking import squash_masks
+from pruning.models.weights import PrunableWeight, find_weights
+from pruning.patterns.gs import Gs
+from pruning.patterns.pattern import Projection, RowGrouping
 from pruning.recipe import Recipe
+from pruning.recovery.calibration import batch_input
+from pruning.recovery.compensation import LayerErrors, compensate_model, reestimate_batch_norm
 from pruning.settings import Recovery
 from pruning.targets import ScoreSource, Target, Targets, world_size
-from pruning.weights import PrunableWeight, find_weights
 
 STATE_VERSION = 1
 

@@ -20,9 +20,9 @@ from gshw.config import Config, EngineConfig, load_config, parse_config, preset_
 from gshw.errors import GshwError
 from gshw.quantise import RangeMethod
 from pruning.checks import is_integer, require
-from pruning.methods import METHODS, Method, OneShot
-from pruning.pattern import Pattern
-from pruning.registry import make_pattern
+from pruning.methods.registry import METHODS, Method, OneShot
+from pruning.patterns.pattern import Pattern
+from pruning.patterns.registry import make_pattern
 from pruning.scores import Score
 from pruning.settings import (
     Channels,

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gshw.errors import GshwError
-from pruning.calibration import Moments, batch_input, evaluating
-from pruning.masking import capture_gradients, weight_mask
-from pruning.pattern import check_finite
-from pruning.weights import PrunableWeight
+from pruning.models.masking import capture_gradients, weight_mask
+from pruning.models.weights import PrunableWeight
+from pruning.patterns.pattern import check_finite
+from pruning.recovery.calibration import Moments, batch_input, evaluating
 
 DAMPING = 0.01
 """Added to the diagonal of X^T X, relative to its mean (as SparseGPT)."""

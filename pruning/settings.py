@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from gshw.errors import GshwError
 from gshw.quantise import RangeMethod, check_percentile
 from pruning.checks import is_integer, is_number, require
-from pruning.pattern import check_sparsity
+from pruning.patterns.pattern import check_sparsity
 from pruning.scores import Score
 from pruning.targets import Scope
 
@@ -53,7 +53,7 @@ class LayerRule:
     Parameters
     ----------
     match
-        Glob over the names of :func:`pruning.weights.find_weights`; case matters.
+        Glob over the names of :func:`pruning.models.weights.find_weights`; case matters.
     sparsity
         Of each of them, whatever the scope. None: as the others.
     skip

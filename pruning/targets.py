@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from gshw.config import EngineConfig
 from gshw.errors import GshwError
-from pruning.calibration import collect_moments
-from pruning.masking import WeightMask, set_mask, weight_mask
-from pruning.pattern import Pattern, Projection, ScoredMatrix
+from pruning.models.masking import WeightMask, set_mask, weight_mask
+from pruning.models.weights import PrunableWeight
+from pruning.patterns.pattern import Pattern, Projection, ScoredMatrix
+from pruning.recovery.calibration import collect_moments
 from pruning.scores import Score, loss_gradients, score_matrix
-from pruning.weights import PrunableWeight
 
 
 class Scope(enum.Enum):

@@ -28,8 +28,8 @@ from gshw.report import print_wide, progress_bar
 from gshw.runtime import run_layer
 from gshw.simulate import dense_twin, simulate_layer
 from gshw.verilate import build_library
-from pruning.gs import Gs
-from pruning.pattern import Projection, ScoredMatrix
+from pruning.patterns.gs import Gs
+from pruning.patterns.pattern import Projection, ScoredMatrix
 from rtl_gen.emit import cached_core_verilog
 from rtl_gen.top import TOP_NAME
 from scripts import bench_compensation

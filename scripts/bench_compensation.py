@@ -13,8 +13,14 @@ from torch import nn
 
 from gshw.config import load_config
 from gshw.report import print_wide
-from pruning.calibration import Moments, collect_moments
-from pruning.compensation import (
+from pruning.digits import Digits, accuracy, digits, network, train
+from pruning.models.masking import set_mask
+from pruning.models.weights import PrunableWeight, find_weights
+from pruning.patterns.gs import Gs
+from pruning.patterns.neighbours import Unstructured
+from pruning.patterns.pattern import Pattern, ScoredMatrix
+from pruning.recovery.calibration import Moments, collect_moments
+from pruning.recovery.compensation import (
     DAMPING,
     compensate,
     compensate_model,
@@ -22,12 +28,6 @@ from pruning.compensation import (
     quantise_compensated,
     reestimate_batch_norm,
 )
-from pruning.digits import Digits, accuracy, digits, network, train
-from pruning.gs import Gs
-from pruning.masking import set_mask
-from pruning.neighbours import Unstructured
-from pruning.pattern import Pattern, ScoredMatrix
-from pruning.weights import PrunableWeight, find_weights
 
 N_EPOCHS, N_CALIBRATION = 10, 512
 SPARSITY, SPARSITIES = 0.9, (0.8, 0.9, 0.95)

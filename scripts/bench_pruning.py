@@ -14,12 +14,12 @@ from gshw.config import EngineConfig, Routing
 from gshw.geometry import Geometry, LayerKind
 from gshw.pattern import check_mask
 from gshw.schedule import minimum_groups, schedule
-from pruning.dealing import Reader, deal_columns
-from pruning.gs import Gs
-from pruning.gs_torch import project_tensor
-from pruning.neighbours import Block, SimdVector, Unstructured
-from pruning.neighbours_rows import BankBalanced, NOfM
-from pruning.pattern import Pattern, RowGrouping, ScoredMatrix
+from pruning.channels.dealing import Reader, deal_columns
+from pruning.patterns.gs import Gs
+from pruning.patterns.gs_torch import project_tensor
+from pruning.patterns.neighbours import Block, SimdVector, Unstructured
+from pruning.patterns.neighbours_rows import BankBalanced, NOfM
+from pruning.patterns.pattern import Pattern, RowGrouping, ScoredMatrix
 
 SPARSITIES = (0.5, 0.75, 0.8, 0.9, 0.95)
 SPEED_GOALS = {8: 1.5, 16: 1.5, 64: 3.0}

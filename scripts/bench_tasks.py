@@ -11,18 +11,18 @@ from rich.table import Table
 from gshw.config import load_config
 from gshw.encoding import decode_weights
 from gshw.verilate import cache_folder
-from pruning.compare import Cache, Record, plan_cases, sweep
-from pruning.compare_report import Row, summarise
-from pruning.contestants import UNSTRUCTURED, contestants
-from pruning.export import export
-from pruning.gs import Gs
-from pruning.layers import analyse
-from pruning.methods import Gradual
+from pruning.comparison.compare import Cache, Record, plan_cases, sweep
+from pruning.comparison.contestants import UNSTRUCTURED, contestants
+from pruning.comparison.report import Row, summarise
+from pruning.comparison.tasks import TASKS, train
+from pruning.comparison.workers import local_workers
+from pruning.methods.registry import Gradual
+from pruning.models.export import export
+from pruning.models.layers import analyse
+from pruning.patterns.gs import Gs
 from pruning.pruner import GSPruner
 from pruning.recipe import Recipe
 from pruning.settings import LayerRule, QuantisationChoice, SparsityTarget
-from pruning.tasks import TASKS, train
-from pruning.workers import local_workers
 
 SPARSITY = 0.9
 SEEDS = (0, 1, 2)

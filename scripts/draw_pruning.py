@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from gshw.config import EngineConfig
 from gshw.encoding import Requantisation, encode_layer
 from gshw.geometry import Geometry
-from pruning.gs import Gs
-from pruning.pattern import RowGrouping, ScoredMatrix
+from pruning.patterns.gs import Gs
+from pruning.patterns.pattern import RowGrouping, ScoredMatrix
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

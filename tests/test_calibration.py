@@ -11,10 +11,10 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from gshw.config import load_config
 from gshw.errors import GshwError
-from pruning import calibration
-from pruning.calibration import Moments, collect_moments
-from pruning.masking import set_mask
-from pruning.weights import find_weights
+from pruning.models.masking import set_mask
+from pruning.models.weights import find_weights
+from pruning.recovery import calibration
+from pruning.recovery.calibration import Moments, collect_moments
 
 TINY = load_config("tiny").engine
 

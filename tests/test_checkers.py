@@ -9,13 +9,32 @@ import pytest
 from gshw.config import EngineConfig
 from gshw.errors import GshwError
 from gshw.geometry import Geometry
-from pruning.checkers import violations
-from pruning.greedy import Greedy
-from pruning.gs import Gs
-from pruning.neighbours import Block, BlockColumnRow, Node, RowColumn, SimdVector, Unstructured
-from pruning.neighbours_kernels import BlockPunched, Grain, Granular, KernelGroup, KernelPattern
-from pruning.neighbours_rows import BankBalanced, DensityAdaptive, NOfM, PeBalanced, Polarised
-from pruning.pattern import Pattern
+from pruning.patterns.checkers import violations
+from pruning.patterns.greedy import Greedy
+from pruning.patterns.gs import Gs
+from pruning.patterns.neighbours import (
+    Block,
+    BlockColumnRow,
+    Node,
+    RowColumn,
+    SimdVector,
+    Unstructured,
+)
+from pruning.patterns.neighbours_kernels import (
+    BlockPunched,
+    Grain,
+    Granular,
+    KernelGroup,
+    KernelPattern,
+)
+from pruning.patterns.neighbours_rows import (
+    BankBalanced,
+    DensityAdaptive,
+    NOfM,
+    PeBalanced,
+    Polarised,
+)
+from pruning.patterns.pattern import Pattern
 from tests.strategies import conv
 
 

@@ -13,12 +13,18 @@ from gshw.encoding import Requantisation, encode_layer
 from gshw.errors import GshwError
 from gshw.geometry import Geometry
 from gshw.simulate import explain_layer
-from pruning import cases as cases_module
-from pruning import compare
-from pruning.cases import Case, code_version, hash_of, layer_cycles, run_case, train_dense
-from pruning.compare import Cache, plan_cases, sweep
-from pruning.compare_report import draw, markdown, pareto, summarise, terminal_tables
-from pruning.contestants import (
+from pruning.comparison import cases as cases_module
+from pruning.comparison import compare
+from pruning.comparison.cases import (
+    Case,
+    code_version,
+    hash_of,
+    layer_cycles,
+    run_case,
+    train_dense,
+)
+from pruning.comparison.compare import Cache, plan_cases, sweep
+from pruning.comparison.contestants import (
     DENSE,
     contestants,
     engine_rows,
@@ -26,9 +32,10 @@ from pruning.contestants import (
     engines,
     make_recipe,
 )
-from pruning.registry import PATTERNS
-from pruning.tasks import TASKS
-from pruning.workers import cluster_workers, local_workers
+from pruning.comparison.report import draw, markdown, pareto, summarise, terminal_tables
+from pruning.comparison.tasks import TASKS
+from pruning.comparison.workers import cluster_workers, local_workers
+from pruning.patterns.registry import PATTERNS
 from tests.strategies import conv
 
 CONFIG = load_config("v16x4")

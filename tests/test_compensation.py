@@ -14,8 +14,11 @@ from gshw.encoding import decode_weights
 from gshw.errors import GshwError
 from gshw.geometry import Geometry
 from gshw.quantise import FloatLayer, quantise_layer, row_scales
-from pruning.calibration import Moments, collect_moments
-from pruning.compensation import (
+from pruning.digits import digits, network, train
+from pruning.models.masking import set_mask
+from pruning.models.weights import find_weights
+from pruning.recovery.calibration import Moments, collect_moments
+from pruning.recovery.compensation import (
     bias_shift,
     compensate,
     compensate_model,
@@ -23,9 +26,6 @@ from pruning.compensation import (
     quantise_compensated,
     reestimate_batch_norm,
 )
-from pruning.digits import digits, network, train
-from pruning.masking import set_mask
-from pruning.weights import find_weights
 
 TINY = load_config("tiny").engine
 V16 = load_config("v16x4").engine
@@ -182,7 +182,7 @@ def test_rows_in_chunks(monkeypatch):
     weights = rng.normal(size=(11, 20)).astype(np.float32)
     mask = rng.random(weights.shape) < 0.5
     whole = compensate(weights, mask, seen(x))
-    monkeypatch.setattr("pruning.least_squares._CHUNK_ELEMENTS", 70)
+    monkeypatch.setattr("pruning.recovery.least_squares._CHUNK_ELEMENTS", 70)
     # Chunks stop on their own, so only the error agrees closely.
     np.testing.assert_allclose(compensate(weights, mask, seen(x)), whole, atol=2e-2)
 

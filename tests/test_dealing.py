@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from gshw.config import EngineConfig
 from gshw.errors import GshwError
 from gshw.geometry import Geometry, LayerKind
-from pruning import banks
-from pruning.dealing import Reader, deal_columns, deal_network
-from pruning.gs import Gs
-from pruning.masking import set_mask
-from pruning.pattern import RowGrouping, ScoredMatrix
-from pruning.weights import find_weights
+from pruning.channels import banks
+from pruning.channels.dealing import Reader, deal_columns, deal_network
+from pruning.models.masking import set_mask
+from pruning.models.weights import find_weights
+from pruning.patterns.gs import Gs
+from pruning.patterns.pattern import RowGrouping, ScoredMatrix
 from tests.strategies import conv
 
 torch.set_num_threads(1)

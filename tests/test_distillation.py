@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gshw.errors import GshwError
-from pruning.distillation import (
+from pruning.methods.distillation import (
     InputPlan,
     Lesson,
     LessonPlan,
@@ -18,7 +18,7 @@ from pruning.distillation import (
     prune_without_data,
     synthesise,
 )
-from pruning.masking import set_mask, weight_mask
+from pruning.models.masking import set_mask, weight_mask
 from pruning.recipe import Recipe
 from tests.test_pruner import CONFIG
 

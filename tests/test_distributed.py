@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gshw.cli import main
 from gshw.config import load_config
 from gshw.errors import GshwError
-from pruning.masking import (
+from pruning.models.masking import (
     capture_gradients,
     dense_weight,
     masked_tensors,
@@ -29,8 +29,8 @@ from pruning.masking import (
     squashed_state_dict,
     weight_mask,
 )
-from pruning.weights import find_weights
-from pruning.world import SharedError, World, told_once
+from pruning.models.weights import find_weights
+from pruning.runs.world import SharedError, World, told_once
 
 ROOT = Path(__file__).resolve().parents[1]
 N_RANKS = 2

@@ -15,14 +15,14 @@ from gshw.geometry import LayerKind
 from gshw.golden import run_layer
 from gshw.quantise import RangeMethod, activation_range, quantise_activations
 from gshw.simulate import chain_input
-from pruning.export import export, export_matrices, folded
-from pruning.gs import Gs
-from pruning.layers import analyse, check_supported
-from pruning.masking import set_mask, weight_mask
-from pruning.neighbours import Block, Unstructured
-from pruning.pattern import Pattern, Projection, ScoredMatrix
-from pruning.ranges import calibrate
-from pruning.weights import find_weights
+from pruning.integers.ranges import calibrate
+from pruning.models.export import export, export_matrices, folded
+from pruning.models.layers import analyse, check_supported
+from pruning.models.masking import set_mask, weight_mask
+from pruning.models.weights import find_weights
+from pruning.patterns.gs import Gs
+from pruning.patterns.neighbours import Block, Unstructured
+from pruning.patterns.pattern import Pattern, Projection, ScoredMatrix
 from tests.strategies import ENGINES
 
 TINY = load_config("tiny").engine

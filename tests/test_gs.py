@@ -17,11 +17,11 @@ from gshw.config import EngineConfig, load_config, preset_names
 from gshw.errors import GshwError
 from gshw.geometry import Geometry
 from gshw.pattern import check_mask
-from pruning import solver
-from pruning.gs import Budget, Gs, least_bank
-from pruning.gs_torch import project_tensor
-from pruning.neighbours import Unstructured
-from pruning.pattern import Projection, RowGrouping, ScoredMatrix, check_finite
+from pruning.patterns import solver
+from pruning.patterns.gs import Budget, Gs, least_bank
+from pruning.patterns.gs_torch import project_tensor
+from pruning.patterns.neighbours import Unstructured
+from pruning.patterns.pattern import Projection, RowGrouping, ScoredMatrix, check_finite
 from tests.strategies import conv
 
 CERTIFIED = 1e-6

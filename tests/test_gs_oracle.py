@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from gshw.config import EngineConfig
 from gshw.geometry import Geometry
 from gshw.pattern import check_mask
-from pruning.gs import Budget, Gs
-from pruning.pattern import Projection, RowGrouping, ScoredMatrix
+from pruning.patterns.gs import Budget, Gs
+from pruning.patterns.pattern import Projection, RowGrouping, ScoredMatrix
 from tests.gs_oracle import Bundle, best_total, bundles_of, split_regret
 from tests.strategies import conv
 

@@ -11,8 +11,8 @@ from gshw.config import EngineConfig
 from gshw.errors import GshwError
 from gshw.geometry import Geometry
 from gshw.pattern import check_mask
-from pruning.gs_torch import TensorProjection, project_tensor
-from pruning.pattern import RowGrouping
+from pruning.patterns.gs_torch import TensorProjection, project_tensor
+from pruning.patterns.pattern import RowGrouping
 from tests.gs_oracle import best_total, bundles_of, split_regret
 from tests.strategies import conv
 

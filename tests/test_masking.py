@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gshw.errors import GshwError
-from pruning.masking import (
+from pruning.models.masking import (
     attach_masks,
     capture_gradients,
     dense_weight,

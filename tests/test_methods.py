@@ -12,11 +12,11 @@ from torch import nn
 from gshw.config import Config, TargetConfig, load_config
 from gshw.errors import GshwError
 from gshw.geometry import Geometry, LayerKind
-from pruning.checkers import violations
-from pruning.masking import dense_weight, weight_mask
-from pruning.method import Gradual, OneShot
-from pruning.mutation import Mest, RigL
-from pruning.penalties import Admm, GroupLasso, block_numbers
+from pruning.methods.method import Gradual, OneShot
+from pruning.methods.mutation import Mest, RigL
+from pruning.methods.penalties import Admm, GroupLasso, block_numbers
+from pruning.models.masking import dense_weight, weight_mask
+from pruning.patterns.checkers import violations
 from pruning.pruner import GSPruner
 from pruning.recipe import Recipe
 from pruning.targets import Scope

@@ -9,12 +9,31 @@ from gshw.config import EngineConfig
 from gshw.encoding import scatter_rows
 from gshw.geometry import Geometry
 from gshw.pattern import check_mask
-from pruning.greedy import Greedy
-from pruning.gs import Gs
-from pruning.neighbours import Block, BlockColumnRow, Node, RowColumn, SimdVector, Unstructured
-from pruning.neighbours_kernels import BlockPunched, Grain, Granular, KernelGroup, KernelPattern
-from pruning.neighbours_rows import BankBalanced, DensityAdaptive, NOfM, PeBalanced, Polarised
-from pruning.pattern import Pattern, RowGrouping, ScoredMatrix
+from pruning.patterns.greedy import Greedy
+from pruning.patterns.gs import Gs
+from pruning.patterns.neighbours import (
+    Block,
+    BlockColumnRow,
+    Node,
+    RowColumn,
+    SimdVector,
+    Unstructured,
+)
+from pruning.patterns.neighbours_kernels import (
+    BlockPunched,
+    Grain,
+    Granular,
+    KernelGroup,
+    KernelPattern,
+)
+from pruning.patterns.neighbours_rows import (
+    BankBalanced,
+    DensityAdaptive,
+    NOfM,
+    PeBalanced,
+    Polarised,
+)
+from pruning.patterns.pattern import Pattern, RowGrouping, ScoredMatrix
 from tests.strategies import conv
 
 CONV = conv(5, (3, 3))

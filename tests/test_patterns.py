@@ -14,16 +14,35 @@ from gshw.config import load_config
 from gshw.encoding import Requantisation, decode_weights, encode_layer
 from gshw.errors import GshwError
 from gshw.geometry import Geometry
-from pruning.checkers import violations
-from pruning.greedy import Greedy
-from pruning.gs import Budget, Gs
-from pruning.masking import set_mask
-from pruning.neighbours import Block, BlockColumnRow, Node, RowColumn, SimdVector, Unstructured
-from pruning.neighbours_kernels import BlockPunched, Grain, Granular, KernelGroup, KernelPattern
-from pruning.neighbours_rows import BankBalanced, DensityAdaptive, NOfM, PeBalanced, Polarised
-from pruning.pattern import Pattern, Projection, RowGrouping, ScoredMatrix, kept_count
-from pruning.registry import PATTERNS, make_pattern
-from pruning.weights import find_weights
+from pruning.models.masking import set_mask
+from pruning.models.weights import find_weights
+from pruning.patterns.checkers import violations
+from pruning.patterns.greedy import Greedy
+from pruning.patterns.gs import Budget, Gs
+from pruning.patterns.neighbours import (
+    Block,
+    BlockColumnRow,
+    Node,
+    RowColumn,
+    SimdVector,
+    Unstructured,
+)
+from pruning.patterns.neighbours_kernels import (
+    BlockPunched,
+    Grain,
+    Granular,
+    KernelGroup,
+    KernelPattern,
+)
+from pruning.patterns.neighbours_rows import (
+    BankBalanced,
+    DensityAdaptive,
+    NOfM,
+    PeBalanced,
+    Polarised,
+)
+from pruning.patterns.pattern import Pattern, Projection, RowGrouping, ScoredMatrix, kept_count
+from pruning.patterns.registry import PATTERNS, make_pattern
 from tests.strategies import conv
 
 ENGINES = {name: load_config(name).engine for name in ("v16x4", "h16", "tiny")}

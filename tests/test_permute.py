@@ -15,8 +15,8 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from gshw.errors import GshwError
-from pruning.masking import set_mask
-from pruning.permute import ChannelSpace, apply_permutation, channel_spaces
+from pruning.channels.permute import ChannelSpace, apply_permutation, channel_spaces
+from pruning.models.masking import set_mask
 
 torch.set_num_threads(1)
 

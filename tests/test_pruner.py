@@ -14,11 +14,11 @@ from torch.multiprocessing.spawn import spawn
 from gshw.config import Config, EngineConfig, TargetConfig, load_config
 from gshw.errors import GshwError
 from gshw.pattern import check_mask
-from pruning.calibration import collect_moments
-from pruning.least_squares import output_error
-from pruning.masking import dense_weight, masked_tensors, weight_mask
+from pruning.models.masking import dense_weight, masked_tensors, weight_mask
 from pruning.pruner import GSPruner, prune
 from pruning.recipe import Recipe
+from pruning.recovery.calibration import collect_moments
+from pruning.recovery.least_squares import output_error
 from pruning.scores import Score, score_matrix
 from tests.strategies import ENGINES
 

@@ -17,21 +17,21 @@ from gshw.errors import GshwError
 from gshw.quantise import Calibration, FloatLayer, RangeMethod, row_scales, to_integers
 from gshw.simulate import chain_input
 from pruning.digits import accuracy, channels_last, digits, network, train
-from pruning.export import export, export_matrices
-from pruning.integer import IntegerProduct, quantised_copy
-from pruning.layers import analyse
-from pruning.masking import set_mask, weight_mask
-from pruning.pattern import Projection
-from pruning.products import Product, route_model, unroute_model
-from pruning.quantisation import (
+from pruning.integers.evaluation import IntegerProduct, quantised_copy
+from pruning.integers.quantisation import (
     FakeProduct,
     attach_quantisation,
     detach_quantisation,
     float_layer,
 )
-from pruning.ranges import Quantisation, calibrate
+from pruning.integers.ranges import Quantisation, calibrate
+from pruning.models.export import export, export_matrices
+from pruning.models.layers import analyse
+from pruning.models.masking import set_mask, weight_mask
+from pruning.models.products import Product, route_model, unroute_model
+from pruning.models.weights import find_weights
+from pruning.patterns.pattern import Projection
 from pruning.settings import QuantisationChoice
-from pruning.weights import find_weights
 from tests.strategies import all_engines
 
 TINY = load_config("tiny").engine

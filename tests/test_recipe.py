@@ -10,11 +10,11 @@ import pytest
 from gshw.config import load_config
 from gshw.errors import GshwError
 from gshw.quantise import RangeMethod
-from pruning.gs import Gs
-from pruning.methods import METHODS, Admm, Gradual, GroupLasso, Mest, OneShot, RigL
-from pruning.pattern import RowGrouping
+from pruning.methods.registry import METHODS, Admm, Gradual, GroupLasso, Mest, OneShot, RigL
+from pruning.patterns.gs import Gs
+from pruning.patterns.pattern import RowGrouping
+from pruning.patterns.registry import PATTERNS
 from pruning.recipe import Recipe, load_recipe
-from pruning.registry import PATTERNS
 from pruning.scores import Score
 from pruning.settings import LayerRule, Recovery
 from pruning.targets import Scope

@@ -9,10 +9,10 @@ from torch import nn
 
 from gshw.config import load_config
 from gshw.errors import GshwError
-from pruning.calibration import Moments
-from pruning.masking import set_mask, weight_mask
+from pruning.models.masking import set_mask, weight_mask
+from pruning.models.weights import PrunableWeight, find_weights
+from pruning.recovery.calibration import Moments
 from pruning.scores import Score, load_function, loss_gradients, score_matrix
-from pruning.weights import PrunableWeight, find_weights
 
 TINY = load_config("tiny").engine
 

@@ -11,9 +11,9 @@ from torch import nn
 
 from gshw.config import load_config
 from gshw.errors import GshwError
-from pruning.corpus import N_SYMBOLS, corpus, encode_text
-from pruning.tasks import TASKS, Effort, train
-from pruning.weights import find_weights
+from pruning.comparison.corpus import N_SYMBOLS, corpus, encode_text
+from pruning.comparison.tasks import TASKS, Effort, train
+from pruning.models.weights import find_weights
 
 ENGINE = load_config("v16x4").engine
 NAMES = list(TASKS)

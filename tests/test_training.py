@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from gshw.errors import GshwError
-from pruning.checkpoint import Checkpoint
-from pruning.masking import set_mask, weight_mask
-from pruning.training import (
+from pruning.models.masking import set_mask, weight_mask
+from pruning.runs.checkpoint import Checkpoint
+from pruning.runs.training import (
     EpochRecord,
     TaskData,
     TrainingPlan,
@@ -21,7 +21,7 @@ from pruning.training import (
     seed_epoch,
     train,
 )
-from pruning.world import World
+from pruning.runs.world import World
 
 PLAN = TrainingPlan(n_epochs=4, batch_size=8, learning_rate=0.05, seed=3)
 RUN = {"recipe": "abc", "epochs": 4}

@@ -9,8 +9,8 @@ from torch import nn
 
 from gshw.config import load_config
 from gshw.errors import GshwError
-from pruning.masking import set_mask, squash_masks, weight_mask
-from pruning.weights import find_weights
+from pruning.models.masking import set_mask, squash_masks, weight_mask
+from pruning.models.weights import find_weights
 
 TINY = load_config("tiny").engine
 KINDS = "pruned are Linear, Conv1d, Conv2d, RNN, LSTM, GRU and MultiheadAttention"

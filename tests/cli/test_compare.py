@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gshw.config import load_config
-from pruning import compare, workers
+from pruning.comparison import compare, workers
 
 QUICK = ["compare", "--quick", "--tasks", "digits", "--patterns", "unstructured,gs-k1-s*"]
 

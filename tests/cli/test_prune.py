@@ -13,7 +13,7 @@ from gshw.artefact import load_model
 from gshw.cli import main
 from gshw.config import load_config, parse_config
 from gshw.encoding import decode_weights
-from pruning.masking import set_mask, weight_mask
+from pruning.models.masking import set_mask, weight_mask
 from pruning.pruner import GSPruner
 from pruning.recipe import load_recipe
 from tests.cli.conftest import save_array

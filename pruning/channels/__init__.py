@@ -1,0 +1,1 @@
+"""Which channel lies in which bank, and folding that order through a network."""

@@ -1,0 +1,1 @@
+"""``gshw compare``: tasks, contestants, sweep, tables and plots."""

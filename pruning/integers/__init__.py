@@ -1,0 +1,1 @@
+"""Ranges, training with rounding, and evaluation in the engine's integers."""

@@ -1,0 +1,1 @@
+"""How a mask is reached in the course of a training."""

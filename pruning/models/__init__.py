@@ -1,0 +1,1 @@
+"""Weights, masks and products inside torch models, and their export."""

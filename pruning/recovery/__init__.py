@@ -1,0 +1,1 @@
+"""Calibration moments, and least squares that make up for pruned weights."""

@@ -1,0 +1,1 @@
+"""What ``gshw prune`` runs: loading, training on one or several machines, report."""
