@@ -613,7 +613,7 @@ def test_interrupted_and_resumed(run, refused, task, recipe, tmp_path, monkeypat
     """Weights, artefact and record are those of the run that was left alone."""
     wanted = tmp_path / "wanted.safetensors"
     assert run(*training(task, recipe, tmp_path / "a", "--save-weights", wanted)).status == 0
-    from pruning import training as module
+    from pruning.runs import training as module
 
     evaluate, calls = module.evaluate, []
 
