@@ -129,7 +129,9 @@ class GSPruner:
                     "[quantisation] aware_from below 1: DDP must wrap the model anew then; have "
                     "the training loop attach the quantisation, and prepare with quantise=False"
                 )
-            self._quantised_from = round(self.recipe.quantisation.aware_from * n_steps)
+            # A late fraction of a short training leaves it at least the last step.
+            start = round(self.recipe.quantisation.aware_from * n_steps)
+            self._quantised_from = min(start, max(n_steps - 1, 0))
         source = ScoreSource(
             model=self.model,
             kind=self.recipe.score.kind,

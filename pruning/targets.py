@@ -94,6 +94,7 @@ class Target:
             "row_order": torch.from_numpy(found.row_order.copy()),
             "kept_score": float(found.kept_score),
             "bound": None if found.bound is None else float(found.bound),
+            "ceiling": None if found.ceiling is None else float(found.ceiling),
         }
         return {"method": dict(self.state), "projection": bundles}
 
@@ -107,6 +108,7 @@ class Target:
             row_order=bundles["row_order"].numpy(),
             kept_score=bundles["kept_score"],
             bound=bundles["bound"],
+            ceiling=bundles["ceiling"],
         )
 
     def place(self, matrix: NDArray) -> Tensor:

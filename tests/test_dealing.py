@@ -128,7 +128,7 @@ def test_gain(make, lanes, rows, block, least):
 
 
 def test_target_of_dealt_columns():
-    """Issue 3: heavy, GS(16, 1) scatter with columns dealt, 2048 x 512, at least 0.996."""
+    """The goal: heavy, GS(16, 1) scatter with columns dealt, 2048 x 512, at least 0.996."""
     scores = heavy(np.random.default_rng(0), (2048, 512))
     geometry = Geometry.linear(512)
     order = deal_columns(engine(16, 16), [reader(scores)])

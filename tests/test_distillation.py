@@ -225,6 +225,23 @@ def test_pruning_without_data(method):
         assert np.array_equal(zeros, ~pruner.projections[weight.name].mask)
 
 
+def test_a_quantised_student_keeps_its_answers():
+    """Though its first layer holds a batch norm of statistics far from 0 and 1."""
+    model, real = trained()
+    assert model[1].running_var.max() > 4 * model[1].running_var.min()
+    dense = copy.deepcopy(model)
+    pruner = prune_without_data(
+        model,
+        recipe_of(quantisation={"aware_from": 0.0}),
+        InputPlan(shape=(8,), n_batches=4, batch_size=64, n_steps=30),
+        LessonPlan(n_steps=150, learning_rate=5e-3, temperature=1.0),
+    )
+    assert pruner.quantisation is not None and isinstance(model[1], nn.Identity)
+    with torch.no_grad():
+        agreement = (model(real).argmax(1) == dense(real).argmax(1)).float().mean()
+    assert agreement > 0.7
+
+
 def test_outputs_in_parts():
     """A recurrent layer hands out its states too; the sequence is what counts."""
     torch.manual_seed(0)
@@ -305,6 +322,16 @@ MISTAKES = {
         ),
         "features of dealt channels are in another order than the teacher's; distil answers, or "
         "leave [channels] deal off",
+    ),
+    "features of quantised layers": (
+        lambda: prune_without_data(
+            nn.Linear(8, 8),
+            recipe_of(quantisation={"aware_from": 0.9}),
+            InputPlan(shape=(8,)),
+            LessonPlan(lesson=Lesson.FEATURES),
+        ),
+        "features of quantised layers have the batch norms in them, the teacher's do not; distil "
+        "answers, or leave [quantisation] aware_from at 1",
     ),
 }
 

@@ -16,10 +16,12 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import TensorDataset
 
 from gshw.cli import main
 from gshw.config import load_config
 from gshw.errors import GshwError
+from pruning.integers.quantisation import attach_quantisation, detach_quantisation
 from pruning.models.masking import (
     capture_gradients,
     dense_weight,
@@ -30,6 +32,8 @@ from pruning.models.masking import (
     weight_mask,
 )
 from pruning.models.weights import find_weights
+from pruning.runs.training import TaskData, TrainingPlan, evaluate
+from pruning.runs.training import train as fit
 from pruning.runs.world import SharedError, World, told_once
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -145,7 +149,51 @@ def under_fsdp(rank: int) -> None:
         set_mask(unmasked, torch.ones(4, 4))
 
 
-BODIES = {body.__name__: body for body in (under_ddp, under_fsdp)}
+class NoPruner:
+    """Adds nothing to a training."""
+
+    def penalty(self) -> torch.Tensor:
+        return torch.zeros(())
+
+    def step(self) -> None:
+        pass
+
+
+def statistics_are_shared(rank: int) -> None:
+    """Each rank's samples move its running statistics elsewhere; its ranges must not follow."""
+    generator = torch.Generator().manual_seed(2)
+    # The sampler deals samples of such different sizes unevenly.
+    x = torch.randn(16, 6, generator=generator) * torch.arange(1.0, 17.0)[:, None]
+    samples = TensorDataset(x, (x.sum(dim=1) > 0).long())
+    data = TaskData.from_returned("m:f", (samples, samples))
+    plan = TrainingPlan(n_epochs=2, batch_size=8, learning_rate=0.01)
+    world = World(rank=rank, size=N_RANKS)
+
+    def trained(aware: bool):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+
+        def quantise() -> None:
+            attach_quantisation(load_config("tiny").engine, model, [x])
+
+        # In the middle of an epoch: between epochs all is shared for the validation.
+        options = {"quantise": quantise if aware else None, "quantise_from": 0.75}
+        return model, fit(model, NoPruner(), data, plan, world=world, **options)
+
+    model, records = trained(aware=False)
+    gathered = [torch.empty_like(model[1].running_var) for _ in range(N_RANKS)]
+    dist.all_gather(gathered, model[1].running_var)
+    assert torch.equal(*gathered)
+    loss, metric = evaluate(model, data, batch_size=16)
+    assert records[-1].validation_loss == pytest.approx(loss, rel=1e-5)
+    assert records[-1].metric == pytest.approx(metric)
+    model, _ = trained(aware=True)
+    found = [None] * N_RANKS
+    dist.all_gather_object(found, detach_quantisation(model).calibrations)
+    assert found[0] == found[1]
+
+
+BODIES = {body.__name__: body for body in (under_ddp, under_fsdp, statistics_are_shared)}
 
 
 def enter(rank: int, store: str, outcomes) -> None:

@@ -416,6 +416,17 @@ def test_quantisation_goes_live_and_is_resumed():
         assert not weight.to_matrix(weight.dense)[~wanted.projections[weight.name].mask].any()
 
 
+def test_quantisation_has_at_least_the_last_step():
+    """The fraction rounds to all 20 steps."""
+    pruner = GSPruner(network(), recipe_of(quantisation={"aware_from": 0.98}))
+    pruner.prepare(20, calibration=[batches()[0][0]])
+    for _ in range(18):
+        pruner.step()
+    assert pruner.quantisation is None
+    pruner.step()
+    assert pruner.quantisation is not None
+
+
 def test_a_loop_may_quantise_itself():
     pruner = GSPruner(network(), recipe_of(quantisation={"aware_from": 0.0}))
     pruner.prepare(2, quantise=False)

@@ -369,6 +369,28 @@ def test_resumes_a_model_whose_modules_have_changed(tmp_path, die_at):
     assert all(torch.equal(state[name], tensor) for name, tensor in wanted.items())
 
 
+def test_quantisation_has_at_least_the_last_step(tmp_path):
+    """The fraction rounds to all 24 steps; a finished run that is resumed is quantised too."""
+    swapped_at = []
+
+    def run() -> None:
+        model = network()
+        pruner = StepPruner(model, at=9)
+
+        def swap() -> None:
+            swapped_at.append(pruner.n_steps)
+            model[1] = nn.Identity()
+
+        checkpoint = Checkpoint(path=tmp_path / "c.pt", run=RUN)
+        options = {"quantise": swap, "quantise_from": 0.99}
+        train(model, pruner, data(), PLAN, checkpoint=checkpoint, **options)
+
+    run()
+    assert swapped_at == [23]
+    run()
+    assert swapped_at == [23, 0]
+
+
 def test_every_epoch_has_an_order_of_its_own():
     """And sees each sample once; the penalty is part of what is minimised."""
 

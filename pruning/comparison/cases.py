@@ -113,7 +113,7 @@ def hash_of(key: Mapping[str, Any]) -> str:
 
 # --- what code a result depends on ----------------------------------------------------------------
 
-_REGISTRIES = ("pruning.patterns.registry", "pruning.comparison.contestants")
+_REGISTRIES = ("pruning.patterns.registry",)
 """Modules that know all patterns: a case depends on the one that it uses."""
 
 
@@ -241,8 +241,12 @@ def run_case(case: Case, dense: bytes, data_hash: str) -> dict[str, Any]:
         model.load_state_dict(load(dense))
         try:
             return _measure(case, task, model)
-        except GshwError as error:
-            return {"refused": str(error)}
+        except _Refusal as refusal:
+            return {"refused": str(refusal)}
+
+
+class _Refusal(Exception):
+    """The pattern takes no part in the case, and says why."""
 
 
 def check_data(task: Task, data_hash: str) -> None:
@@ -272,13 +276,15 @@ def _measure(case: Case, task: Task, model: nn.Module) -> dict[str, Any]:
     if case.contestant.kind is None:
         train(task, model, n_steps, seed)
     else:
-        recipe = case.recipe()
         geometries = {name: geometry for name, (_, geometry) in windows.items()}
         reason = case.contestant.refusal(geometries, case.sparsity)
         if reason is not None:
-            raise GshwError(reason)
-        pruner = GSPruner(model, recipe)
-        pruner.prepare(n_steps, calibration[0], calibration)
+            raise _Refusal(reason)
+        try:
+            pruner = GSPruner(model, case.recipe())
+            pruner.prepare(n_steps, calibration[0], calibration)
+        except GshwError as error:
+            raise _Refusal(str(error)) from None
         train(task, model, n_steps, seed, pruner)
         pruner.squash_mask()
         projections, warnings = pruner.projections, pruner.warnings

@@ -250,9 +250,8 @@ def distil(
 ) -> nn.Module:
     """Train a student to do as its teacher does, with whatever masks it has live.
 
-    Batch-norm statistics stay as they are, which made-up inputs would spoil (4 % more error on
-    the data in a small trial, 38 % with plain noise), and dropout is off. The teacher runs in
-    evaluation mode and is left as it was.
+    Batch-norm statistics stay as they are, which made-up inputs would spoil, and dropout is off.
+    The teacher runs in evaluation mode and is left as it was.
 
     Parameters
     ----------
@@ -332,12 +331,18 @@ def prune_without_data(
     ------
     GshwError
         As :meth:`GSPruner.prepare` and :func:`distil`; or for features of dealt channels, whose
-        order differs from the teacher's.
+        order differs from the teacher's, or of quantised layers, which have the batch norms in
+        them.
     """
     if recipe.channels.deal and lesson.lesson is Lesson.FEATURES:
         raise GshwError(
             "features of dealt channels are in another order than the teacher's; distil answers, "
             "or leave [channels] deal off"
+        )
+    if recipe.quantisation.aware_from < 1 and lesson.lesson is Lesson.FEATURES:
+        raise GshwError(
+            "features of quantised layers have the batch norms in them, the teacher's do not; "
+            "distil answers, or leave [quantisation] aware_from at 1"
         )
     teacher = copy.deepcopy(model)
     batches = synthesise(teacher, inputs)

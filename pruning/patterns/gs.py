@@ -20,10 +20,17 @@ from pruning.patterns import solver
 from pruning.patterns.pattern import Pattern, Projection, RowGrouping, ScoredMatrix, check_sparsity
 
 _BATCH_ELEMENTS = 1 << 18
+"""Scores worked on at a time: about what a second-level cache holds."""
+
 _FIRST_SPREAD = 1.7
+"""Half width of the first band, in expected largest deviations of a bank's count. Narrower bands
+are listed again too often, wider ones list more for nothing (tried from 1 to 3)."""
+
 _PILOT_SHRINKAGE = 2.0
-_LARGEST_SCORE = 1e300
-"""Sums over a matrix and differences of prices stay finite below it."""
+"""Bundles without a bias of their banks that the mean of the bank prices so far counts with."""
+
+_LARGEST_GAP = 1e-6
+"""Of the sum of the kept scores' magnitudes."""
 
 
 class Budget(enum.Enum):
@@ -50,7 +57,7 @@ class Gs(Pattern):
         neighbours share a bundle. Consecutive: as they come.
     budget
         Free: groups go to the bundles where they gain most. Fixed: every bundle has the same
-        number, to within one.
+        number, to within one; over several matrices, but where padding allows no more.
     """
 
     kind: ClassVar[str] = "gs"
@@ -84,7 +91,7 @@ class Gs(Pattern):
         ------
         GshwError
             For a sparsity out of range or that leaves less than one group, a matrix with fewer
-            columns than banks, or a block's score of more than 1e300 either way.
+            columns than banks, or a block's score of more than 1e300 either way (float32: 1e38).
         """
         check_sparsity(sparsity)
         if not matrices:
@@ -137,13 +144,14 @@ class _Problem:
             blocks = blocks.reshape(n_rows, -1)
         else:
             blocks = blocks.sum(axis=3, dtype=np.float64).reshape(n_rows, -1)
-        if scores.dtype == np.float64:
-            largest = max(blocks.max(), -blocks.min())
-            if largest > _LARGEST_SCORE:
-                raise GshwError(
-                    f"layer {matrix.name!r}: a block's score must be at most {_LARGEST_SCORE:g} "
-                    f"either way, not {largest:g}"
-                )
+        largest = max(float(blocks.max()), -float(blocks.min()))
+        # Prices are added to scores and taken off them.
+        limit = 1e300 if blocks.dtype == np.float64 else 1e38
+        if largest > limit:
+            raise GshwError(
+                f"layer {matrix.name!r}: a block's score must be at most {limit:g} either way, "
+                f"not {largest:g}"
+            )
         self.capacity = least_bank(config, geometry)
         padded = self.n_words * config.lanes * config.block != geometry.n_columns
         if padded:
@@ -184,25 +192,30 @@ class _Problem:
         return None if order is None else np.array(order, dtype=np.int64)
 
     def projection(
-        self, kept: NDArray[np.bool_], order: NDArray[np.int64], score: float, bound: float
+        self, kept: NDArray[np.bool_], order: NDArray[np.int64], proof: tuple[float, float, float]
     ) -> Projection:
+        """What :func:`pruning.patterns.solver.certify` found goes with the mask."""
+        score, short, magnitude = proof
+        if not kept.any():
+            # No blocks score nothing: exact, where the prices leave rounding.
+            short = 0.0
+        # A mask that is not proved best is a defect here, not a property of the scores.
+        assert short <= _LARGEST_GAP * magnitude, f"{self.matrix.name}: short of {short} by proof"
         config, geometry = self.config, self.matrix.geometry
         blocks = kept.reshape(self.n_rows, self.n_words, config.lanes, 1)
         if config.block > 1:
             blocks = np.repeat(blocks, config.block, axis=3)
         mask = geometry.from_blocks(config, blocks)
-        if not mask.any():
-            # No blocks score nothing: exact, where the prices leave rounding.
-            bound = score
-        return Projection(mask=mask, row_order=order, kept_score=score, bound=bound)
+        return Projection(mask=mask, row_order=order, kept_score=score, bound=score + short)
 
 
 def _threshold(problems: list[_Problem], budget: int) -> float:
     """The score that as many blocks reach as are to be kept, over all matrices."""
     flat = [problem.scores.reshape(-1) for problem in problems]
-    scores = flat[0] if len(flat) == 1 else np.concatenate(flat)
+    scores = np.concatenate(flat)
     place = max(0, scores.size - max(1, budget))
-    return float(np.partition(scores, place)[place])
+    scores.partition(place)
+    return float(scores[place])
 
 
 @dataclass
@@ -368,6 +381,15 @@ def _most_groups(problem: _Problem) -> NDArray[np.int64]:
     return most
 
 
+def _fixed_level(problems: list[_Problem], budget: int) -> int:
+    """The most groups that every bundle can have alike; padding keeps some matrices below."""
+    caps = np.array([_most_groups(problem).min() for problem in problems])
+    sizes = np.array([p.n_rows * p.config.lanes_per_row for p in problems])
+    levels = np.arange(caps.max() + 1)
+    needed = (np.minimum(levels[:, None], caps) * sizes).sum(axis=1)
+    return int(levels[needed <= budget].max())
+
+
 def _first_groups(
     above: NDArray, order: NDArray, config: EngineConfig, share: float, most: NDArray[np.int64]
 ) -> NDArray[np.int64]:
@@ -389,6 +411,7 @@ def _project_bundles(
         for problem in problems
     ]
     share = budget / max(1, sum(int(count.sum()) for count in counts))
+    level = _fixed_level(problems, budget)
     pool = []
     for problem, count in zip(problems, counts, strict=True):
         order = problem.given_order()
@@ -397,8 +420,7 @@ def _project_bundles(
             order = scatter_rows(count) if scatter else consecutive_rows(problem.n_rows)
         most = _most_groups(problem)
         if kind is Budget.FIXED:
-            blocks = sum(p.n_rows for p in problems) * config.lanes_per_row
-            groups = np.full(problem.n_bundles, min(budget // blocks, int(most.min())))
+            groups = np.full(problem.n_bundles, min(level, int(most.min())))
         else:
             groups = _first_groups(count, order, config, share, most)
         pool.append(_Bundles(problem, order, groups))
@@ -419,11 +441,12 @@ def _split(pool: list[_Bundles], budget: int, kind: Budget) -> None:
         parts = [getattr(bundles, name) for bundles in pool]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    most = np.concatenate([_most_groups(bundles.problem) for bundles in pool])
-    least = np.zeros(n_bundles, dtype=np.int64)
+    capacities = [_most_groups(bundles.problem) for bundles in pool]
+    most, least = np.concatenate(capacities), np.zeros(n_bundles, dtype=np.int64)
     if kind is Budget.FIXED:
-        least = gathered("groups")
-        most = np.minimum(most.min(), least + 1)
+        least = gathered("groups").copy()
+        alike = np.repeat([capacity.min() for capacity in capacities], sizes)
+        most = np.minimum(alike, least + 1)
     gain_up, loss_down = np.full(n_bundles, np.nan), np.full(n_bundles, np.nan)
     exact_up, exact_down = np.zeros(n_bundles, dtype=bool), np.zeros(n_bundles, dtype=bool)
     scale = max(float(np.abs(b.u).max() + np.abs(b.v).max()) for b in pool)
@@ -447,7 +470,8 @@ def _split(pool: list[_Bundles], budget: int, kind: Budget) -> None:
             break
         which = int(np.searchsorted(ends, narrow, side="right"))
         pool[which].widen(narrow - int((ends - sizes)[which]))
-    # What the bounds on marginals leave open at the common price; nothing, when all is in order.
+    # What the search's bounds on marginals leave open at the common price: nothing, when every
+    # bundle is solved to its optimum, as the prices prove, and the exchange has ended.
     step = gathered("n_real") * config.lanes_per_row
     short = np.zeros(n_bundles)
     more, fewer = groups < most, groups > least
@@ -466,11 +490,12 @@ def _read(bundles: _Bundles) -> Projection:
         problem.scores, bundles.rows, bundles.n_real, laid, bundles.high, bundles.start,
         bundles.word, bundles.x, mask,
     )  # fmt: skip
-    kept, short = solver.certify(
-        problem.scores, mask, bundles.rows, bundles.n_real, bundles.u, bundles.v
-    )
+    kept, short, magnitude = solver.certify(
+        problem.scores, mask, bundles.rows, bundles.n_real, bundles.u, bundles.v,
+        problem.config.lanes_per_row, problem.config.rows,
+    )  # fmt: skip
     short += bundles.split_short
-    return problem.projection(mask, bundles.order, kept, kept + short)
+    return problem.projection(mask, bundles.order, (kept, short, magnitude))
 
 
 def _project_horizontal(problems: list[_Problem], budget: int, kind: Budget) -> list[Projection]:
@@ -484,8 +509,8 @@ def _project_horizontal(problems: list[_Problem], budget: int, kind: Budget) -> 
     ]
     floors = [np.zeros(problem.n_rows, dtype=np.int64) for problem in problems]
     if kind is Budget.FIXED:
-        n_rows = sum(problem.n_rows for problem in problems)
-        floors = [np.full(p.n_rows, min(n_groups // n_rows, p.capacity)) for p in problems]
+        level = _fixed_level(problems, budget)
+        floors = [np.full(p.n_rows, min(level, p.capacity)) for p in problems]
         n_groups -= sum(int(floor.sum()) for floor in floors)
         for gain, floor in zip(gains, floors, strict=True):
             rank = np.arange(gain.shape[1])
@@ -493,7 +518,10 @@ def _project_horizontal(problems: list[_Problem], budget: int, kind: Budget) -> 
     depths, price = _best_groups(gains, n_groups)
     projections = []
     for problem, banks, depth, floor in zip(problems, ranked, depths, floors, strict=True):
-        projections.append(_cut(problem, banks, depth + floor, price, kind))
+        most = np.full(problem.n_rows, problem.capacity)
+        if kind is Budget.FIXED:
+            most = np.minimum(most, floor + 1)
+        projections.append(_cut(problem, banks, depth + floor, floor, most, price))
     return projections
 
 
@@ -534,7 +562,12 @@ def _best_groups(gains: list[NDArray], n_groups: int) -> tuple[list[NDArray], fl
 
 
 def _cut(
-    problem: _Problem, banks: NDArray, depth: NDArray[np.int64], price: float, kind: Budget
+    problem: _Problem,
+    banks: NDArray,
+    depth: NDArray[np.int64],
+    least: NDArray[np.int64],
+    most: NDArray[np.int64],
+    price: float,
 ) -> Projection:
     """Keep the ``depth`` largest blocks of every bank of every row.
 
@@ -556,15 +589,14 @@ def _cut(
     share = (price - low.sum(axis=1)) / np.where(span > 0, span, 1.0)
     v = low + np.clip(share, 0.0, 1.0)[:, None] * (high - low)
     rows = np.arange(problem.n_rows)[:, None]
-    kept, short = solver.certify(
+    kept, short, magnitude = solver.certify(
         problem.scores, mask, rows, np.ones(problem.n_rows, dtype=np.int64),
-        np.zeros((problem.n_rows, 1)), v,
+        np.zeros((problem.n_rows, 1)), v, problem.config.lanes, 1,
     )  # fmt: skip
-    if kind is Budget.FREE:
-        # Rows whose group price is not the common one could give or take groups at a gain.
-        off = price - v.sum(axis=1)
-        short += float(np.maximum(off * depth, -off * (problem.capacity - depth)).sum())
+    # Rows whose group price is not the common one could give or take groups at a gain.
+    off = price - v.sum(axis=1)
+    short += float(np.maximum(off * (depth - least), -off * (most - depth)).sum())
     order = problem.given_order()
     if order is None:
         order = consecutive_rows(problem.n_rows)
-    return problem.projection(mask, order, kept, kept + short)
+    return problem.projection(mask, order, (kept, short, magnitude))

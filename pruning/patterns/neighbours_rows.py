@@ -204,7 +204,8 @@ class Polarised(Pattern):
     of a row here; the last may be shorter. A fragment takes the sign whose weights score more in
     sum, positive on a tie; of the weights with that sign (or zero) the largest of the layer
     survive. Keeps exactly as many as wanted where so many have their fragment's sign, else all that
-    have it. Source: FORMS (Yuan et al., ISCA 2021), arXiv 2106.09144.
+    have it. Signs are those at the time of the projection: training that follows may turn a kept
+    weight's. Source: FORMS (Yuan et al., ISCA 2021), arXiv 2106.09144.
 
     Parameters
     ----------

@@ -1,12 +1,13 @@
 """The transportation problem of a GS bundle, solved exactly, with prices that prove it.
 
 A bundle of rows keeps ``need`` blocks in every row and ``groups`` blocks in every bank, and wants
-the largest total. Only the blocks near the thresholds are open to doubt: those above a band are
-kept, those below are not, and the band's blocks are listed per (row, bank) cell in falling order.
-Prices u (rows) and v (banks) are found by a few exact coordinate steps; the imbalance that is left
-goes along shortest augmenting paths (Dijkstra with the prices as potentials). In the end every
-kept block scores at least ``u + v`` of its cell and every other at most that, which proves the
-optimum (linear-programming duality) provided ``u + v`` lies in the band.
+the largest total. Only the blocks near the thresholds are open to doubt: those whose score less
+their bank's expected price is above a band are kept, those below it are not, and the band's blocks
+are listed per (row, bank) cell in falling order. Prices u (rows) and v (banks) come from a few
+Newton steps on counts; the imbalance that is left goes along shortest augmenting paths (Dijkstra
+with the prices as potentials). In the end every kept block scores at least ``u + v`` of its cell
+and every other at most that, which proves the optimum (linear-programming duality) provided
+``u + v`` lies in the band.
 
 A bundle with fewer rows than the engine's has one more row of zeros without end, which takes what
 the banks have free. All of this is ours; the transportation problem and successive shortest paths
@@ -44,6 +45,7 @@ def list_band(shifted, low, high, rows, scores, n_banks, above, start, value, wo
     """
     n_rows, n_columns = shifted.shape
     n_words = n_columns // n_banks
+    # A power of two: divisions would take most of the time.
     log2_banks = 0
     while 1 << log2_banks < n_banks:
         log2_banks += 1
@@ -523,7 +525,7 @@ def exchange_groups(
     budget, tolerance, above, start, value, low, high, laid, margin, n_real, per_row, groups,
     least, most, u, v, x, gain_up, exact_up, loss_down, exact_down,
 ):  # fmt: skip
-    """Move groups between bundles until the split of the budget is the best one.
+    """Move groups between bundles until no other split of as many blocks is better.
 
     The best score of a bundle is concave in its groups: the split is optimal iff no bundle gains
     more per block from one group than another loses by one. Prices bound both, and the exact
@@ -534,7 +536,7 @@ def exchange_groups(
     budget
         Blocks to keep at most; missed by less than one group where the bundles allow.
     tolerance
-        A gain below it is rounding noise.
+        A gain per block below it is rounding noise.
     gain_up, exact_up, loss_down, exact_down
         Per bundle, per block of a group: bounds of what one more group gains and of what one less
         loses, and whether they are exact. Kept between calls; NaN: not known.
@@ -574,7 +576,9 @@ def exchange_groups(
         size = per_row * n_real[a]
         may_add = kept + size <= budget and best > -_INFINITY
         must_drop = kept > budget and worst < _INFINITY
-        ordered = best <= worst + tolerance
+        # By concavity a bundle's own marginals are in order; if not, that is rounding.
+        alone = a == c and exact_up[a] and exact_down[c]
+        ordered = best <= worst + tolerance or alone
         if ordered and not may_add and not must_drop:
             if worst == _INFINITY:
                 return -1, best
@@ -655,22 +659,61 @@ def write_mask(scores, rows, n_real, laid, high, start, word, x, mask):
 
 
 @njit(cache=True, nogil=True)
-def certify(scores, mask, rows, n_real, u, v):
+def _zeros_short(mask, rows, b, n_rows, u, v, per_row, n_lines, count):
+    """What a partial bundle's row of zeros may gain at its prices, counted from the mask."""
+    n_banks = v.shape[1]
+    total = 0
+    for j in range(n_banks):
+        count[j] = 0
+    for i in range(n_rows):
+        line = mask[rows[b, i]]
+        for w in range(line.size // n_banks):
+            for j in range(n_banks):
+                count[j] += np.int64(line[w * n_banks + j])
+    for j in range(n_banks):
+        total += count[j]
+    groups = total // (per_row * n_rows)
+    room = groups * per_row * (n_lines - n_rows)
+    short = 0.0
+    for j in range(n_banks):
+        price = u[b, n_rows] + v[b, j]
+        short += (groups - count[j]) * max(0.0, price) + room * max(0.0, -price)
+    return short
+
+
+@njit(cache=True, nogil=True)
+def certify(scores, mask, rows, n_real, u, v, per_row, n_lines):
     """Score kept, and by how much the prices say that it may fall short, over all bundles.
 
     For a balanced mask the dual bound is the sum of both (linear-programming duality): blocks that
-    are kept below their price ``u + v``, or left out above it, are all that can be gained.
+    are kept below their price ``u + v``, or left out above it, are all that can be gained. In a
+    bundle of fewer than ``n_lines`` rows, the zeros that fill its banks count as blocks kept.
+
+    Parameters
+    ----------
+    scores, mask
+        Shape (n_matrix_rows, n_words * n_banks).
+    rows, n_real
+        Shape (n_bundles, n_lines) and (n_bundles,): the rows of each bundle.
+    u, v
+        Shape (n_bundles, n_lines) and (n_bundles, n_banks).
 
     Returns
     -------
-    kept, short
+    kept, short, magnitude
+        The last is the sum of the kept scores' magnitudes.
     """
     kept = 0.0
     short = 0.0
+    magnitude = 0.0
+    count = np.zeros(v.shape[1], dtype=np.int64)
     n_bundles, n_banks = v.shape
     n_words = scores.shape[1] // n_banks
     price = np.empty(n_banks)
     for b in range(n_bundles):
+        partial = n_real[b] < n_lines
+        if partial:
+            short += _zeros_short(mask, rows, b, n_real[b], u, v, per_row, n_lines, count)
         for i in range(n_real[b]):
             source = scores[rows[b, i]]
             line = mask[rows[b, i]]
@@ -683,10 +726,11 @@ def certify(scores, mask, rows, n_real, u, v):
                     over = s - price[j]
                     if line[base + j]:
                         kept += s
+                        magnitude += abs(s)
                         short += max(0.0, -over)
                     else:
                         short += max(0.0, over)
-    return kept, short
+    return kept, short, magnitude
 
 
 @njit(cache=True, nogil=True)

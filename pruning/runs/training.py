@@ -244,8 +244,9 @@ def train(
     checkpoint
         Gone on from, where its file is there, and written after every epoch by rank 0.
     quantise, quantise_from
-        Called once, after this fraction of the steps; it may change the model's modules in place,
-        as :func:`pruning.integers.quantisation.attach_quantisation` does, but not which parameters
+        Called once, after this fraction of the steps, before the last one at the latest; it may
+        change the model's modules in place, as
+        :func:`pruning.integers.quantisation.attach_quantisation` does, but not which parameters
         train.
     console
         For progress; quiet in a pipe.
@@ -265,7 +266,8 @@ def train(
     records: list[EpochRecord] = []
     per_epoch = plan.steps_per_epoch(len(data.training), world.size)
     n_steps = plan.n_epochs * per_epoch
-    first_quantised = round(quantise_from * n_steps)
+    # A late fraction of a short training leaves it at least the last step.
+    first_quantised = min(round(quantise_from * n_steps), n_steps - 1)
     if checkpoint is not None:
         state = world.share(checkpoint.load)
         if state is not None:
@@ -292,6 +294,7 @@ def train(
             for index, (x, y) in enumerate(read_batches(data.name, loader)):
                 step = epoch * per_epoch + index
                 if quantise is not None and step == first_quantised:
+                    _share_statistics(model, world)
                     quantise()
                     parallel = _parallel(model, world)
                 rate = plan.rate_at(step, n_steps)
@@ -341,6 +344,19 @@ def _parallel(model: nn.Module, world: World) -> nn.Module:
     return DistributedDataParallel(model, device_ids=devices)
 
 
+def _share_statistics(model: nn.Module, world: World) -> None:
+    """Give all processes the running statistics of rank 0.
+
+    DDP does so before a forward pass, after which each process has moved them by its own samples.
+    """
+    if world.size == 1:
+        return
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            for statistic in module.buffers(recurse=False):
+                dist.broadcast(statistic, 0)
+
+
 def moved(value: Any, device: torch.device) -> Any:
     """A collated batch, or any part of one, on a device."""
     if isinstance(value, Tensor):
@@ -386,6 +402,7 @@ def _record(
         raise GshwError(
             f"the training loss is {training_loss} in epoch {epoch + 1}; lower the learning rate"
         )
+    _share_statistics(model, world)
     validation_loss, metric = evaluate(model, data, plan.batch_size, world)
     masks = [buffer for name, buffer in model.named_buffers() if name.endswith(".mask")]
     n_weights = sum(mask.numel() for mask in masks)

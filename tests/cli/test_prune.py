@@ -1,5 +1,6 @@
 """``gshw prune``: from a factory to the artefact and through the RTL, and what it refuses."""
 
+import hashlib
 import json
 import sys
 
@@ -609,6 +610,34 @@ def test_loss_of_the_dataset(run, task, recipe, tmp_path):
 X = np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32)
 
 
+def sha256(path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_files_of_a_resumed_run_are_told_by_their_bytes(run, refused, task, recipe, tmp_path):
+    """Other weights or samples under the same name are refused, the same under another are not."""
+    weights, samples = tmp_path / "start.safetensors", save_array(tmp_path / "x.npy", X)
+    assert run(*training(task, recipe, tmp_path / "a", "--save-weights", weights)).status == 0
+    checkpoint = tmp_path / "c.pt"
+    more = ["--checkpoint", checkpoint, "--epochs", "1", "--weights", weights]
+    arguments = training(task, recipe, tmp_path / "b", *more, "--calibration", samples)
+    assert run(*arguments).status == 0
+    copied = tmp_path / "copy.safetensors"
+    copied.write_bytes(weights.read_bytes())
+    assert run(*arguments, "--resume", "--weights", copied).status == 0
+    state = load_file(weights)
+    save_file({name: 2 * tensor for name, tensor in state.items()}, weights)
+    told = f"weights SHA-256 {sha256(copied)}, not {sha256(weights)}; resume with the same, or "
+    line = refused(*arguments, "--resume")
+    assert line == f"{checkpoint}: is of a run with {told}remove it to start anew"
+    weights.write_bytes(copied.read_bytes())
+    before = sha256(samples)
+    save_array(samples, 2 * X)
+    told = f"calibration SHA-256 {before}, not {sha256(samples)}; resume with the same, or "
+    line = refused(*arguments, "--resume")
+    assert line == f"{checkpoint}: is of a run with {told}remove it to start anew"
+
+
 def test_interrupted_and_resumed(run, refused, task, recipe, tmp_path, monkeypatch):
     """Weights, artefact and record are those of the run that was left alone."""
     wanted = tmp_path / "wanted.safetensors"
@@ -640,7 +669,7 @@ def test_interrupted_and_resumed(run, refused, task, recipe, tmp_path, monkeypat
         ("--seed", "4", "recipe seed 0, not 4;"),
         ("--keep-dense", "3", "recipe layer [], not [{'match': '3', "),
         ("--config", "h16", f"engine {TINY.hash[:16]}, not {load_config('h16').engine.hash[:16]};"),
-        ("--weights", str(wanted), f"weights None, not {wanted};"),
+        ("--weights", str(wanted), f"weights SHA-256 None, not {sha256(wanted)};"),
         ("--batch-size", "8", "batch size 16, not 8"),
         ("--learning-rate", "0.02", "learning rate 0.01, not 0.02"),
     ]:
@@ -837,6 +866,46 @@ def test_quantised_without_data(run, task, recipe, tmp_path):
     assert aware.keys() == plain.keys()
     torch.testing.assert_close(aware["0.weight"], plain["0.weight"], rtol=0, atol=0.01)
     assert not torch.equal(aware["0.weight"], plain["0.weight"])
+
+
+def test_batch_norms_quantised_without_data(run, tmp_path, monkeypatch, recipe):
+    """What the student's layers put out has the batch norms in it: it learns by answers."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    (tmp_path / "cli_norms.py").write_text(NORMS)
+    path = recipe("[quantisation]\naware_from = 0.0", ONE_SHOT)
+    options = ["--recipe", path, "--input-shape", "16", "--data-free", "200", "-o", tmp_path / "m"]
+    options += ["--save-weights", tmp_path / "w", "--json", tmp_path / "r.json"]
+    options += ["--learning-rate", "0.01"]
+    result = run("prune", "cli_norms:network", *options)
+    assert (result.status, result.err) == (0, "")
+    lesson = json.loads((tmp_path / "r.json").read_text())["data_free"]["lesson"]
+    assert lesson["lesson"] == "answers"
+    import cli_norms
+
+    dense = cli_norms.network().eval()
+    student = nn.Sequential(nn.Linear(16, 24), nn.Identity(), nn.ReLU(), nn.Linear(24, 4))
+    student.load_state_dict(load_file(tmp_path / "w"))
+    x = torch.randn(512, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        agreement = (student(x).argmax(1) == dense(x).argmax(1)).float().mean()
+    assert agreement > 0.75
+
+
+NORMS = """
+import torch
+from torch import nn
+
+
+def network():
+    torch.manual_seed(7)
+    model = nn.Sequential(nn.Linear(16, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 4))
+    with torch.no_grad():
+        model[0].bias += 8 * torch.rand(24)
+        model[1].momentum = 1.0
+        model(torch.randn(256, 16))
+    return model
+"""
 
 
 # --- tokens, attention ----------------------------------------------------------------------------
