@@ -1,6 +1,7 @@
 """Second moments of what every weight reads, gathered on calibration batches."""
 
 import inspect
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -136,15 +137,15 @@ class Moments:
         )
 
 
-class _Reader:
+class _Reader(ABC):
     """Sees every input vector of one weight, in torch's column order."""
 
     def __init__(self, weight: PrunableWeight) -> None:
         self.weight = weight
 
+    @abstractmethod
     def add(self, *inputs: Tensor) -> None:
         """One call's input vectors (..., n_columns): one tensor, or one per part of the rows."""
-        raise NotImplementedError
 
     def add_windows(self, x: Tensor) -> None:
         """A convolution's input: one vector (in, ky, kx) per output pixel."""
