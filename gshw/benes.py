@@ -1,8 +1,10 @@
-"""Benes permutation network: switch settings by the looping algorithm.
+"""Benes permutation network in Waksman's form: switch settings by the looping algorithm.
 
-Source: V. E. Benes, "Mathematical Theory of Connecting Networks" (1965); looping algorithm after
-Opferman and Tsao-Wu (1971). The network works in place: stage s may exchange positions that
-differ in one index bit, and the bits run ``n-1, ..., 1, 0, 1, ..., n-1`` for ``2**n`` positions.
+Source: V. E. Benes, "Mathematical Theory of Connecting Networks" (1965); A. Waksman, "A
+Permutation Network" (1968); looping algorithm after Opferman and Tsao-Wu (1971). The network
+works in place: stage s may exchange positions that differ in one index bit, and the bits run
+``n-1, ..., 1, 0, 1, ..., n-1`` for ``2**n`` positions. In every sub-network the looping algorithm
+starts with the first output and leaves its switch straight, so that switch is a pair of wires.
 """
 
 import numpy as np
@@ -16,10 +18,25 @@ def stage_bits(log2_size: int) -> list[int]:
     return falling + falling[-2::-1]
 
 
-def stage_pairs(size: int, bit: int) -> list[tuple[int, int]]:
-    """Position pairs of one stage, by their lower position: the order of the control bits."""
-    distance = 1 << bit
-    return [(low, low | distance) for low in range(size) if not low & distance]
+def stage_pairs(log2_size: int) -> list[list[tuple[int, int]]]:
+    """Position pairs with a switch, per stage, by their lower position.
+
+    Flattened, this is the order of the control bits. Positions in no pair of a stage pass it
+    unchanged.
+    """
+    return [
+        [
+            (low, low | 1 << bit)
+            for low in range(1 << log2_size)
+            if not low & 1 << bit and _has_switch(log2_size, stage, bit, low)
+        ]
+        for stage, bit in enumerate(stage_bits(log2_size))
+    ]
+
+
+def _has_switch(log2_size: int, stage: int, bit: int, low: int) -> bool:
+    """Whether the pair of ``low`` can be exchanged: not the first output pair of a sub-network."""
+    return stage < log2_size or low % (2 << bit) != 0
 
 
 @njit(cache=True)
@@ -82,24 +99,28 @@ def switch_settings(source: NDArray) -> NDArray[np.uint8]:
     Returns
     -------
     ndarray
-        Shape (n_groups, lanes * log2(lanes) - lanes / 2), uint8 of 0 or 1: 1 exchanges the pair.
-        Stage by stage in the order of :func:`stage_bits`, within a stage by
-        :func:`stage_pairs`.
+        Shape (n_groups, lanes * log2(lanes) - lanes + 1), uint8 of 0 or 1: 1 exchanges the pair.
+        In the order of :func:`stage_pairs`.
     """
     n_groups, size = source.shape
     log2_size = size.bit_length() - 1
-    switches = np.zeros((n_groups, (2 * log2_size - 1) * (size // 2)), dtype=np.uint8)
-    _settings(source.astype(np.int64), log2_size, switches)
-    return switches
+    pairs = np.zeros((n_groups, (2 * log2_size - 1) * (size // 2)), dtype=np.uint8)
+    _settings(source.astype(np.int64), log2_size, pairs)
+    has_switch = [
+        _has_switch(log2_size, stage, bit, low)
+        for stage, bit in enumerate(stage_bits(log2_size))
+        for low in range(size)
+        if not low & 1 << bit
+    ]
+    return pairs[:, has_switch]
 
 
 def apply_switches(values: NDArray, switches: NDArray) -> NDArray:
     """Reference network: send ``values`` (..., lanes) through the switches (..., n_switches)."""
-    size = values.shape[-1]
     result = values.copy()
     control = 0
-    for bit in stage_bits(size.bit_length() - 1):
-        for low, high in stage_pairs(size, bit):
+    for pairs in stage_pairs(values.shape[-1].bit_length() - 1):
+        for low, high in pairs:
             exchange = switches[..., control].astype(bool)
             a, b = result[..., low].copy(), result[..., high].copy()
             result[..., low] = np.where(exchange, b, a)

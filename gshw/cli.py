@@ -48,11 +48,17 @@ def _info(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _generate(arguments: argparse.Namespace, console: Console) -> int:
+    from gshw.package.contents import left_out
+    from gshw.top import Top
     from rtl_gen.emit import generate
 
-    config = load_config(arguments.config)
-    for path in generate(config, arguments.output, force=arguments.force):
-        print(path)
+    config, top = load_config(arguments.config), Top(arguments.top)
+    for path in generate(config, arguments.output, top=top, force=arguments.force):
+        # Of the many web pages only the first.
+        if "html" not in path.parts or path.name == "index.html":
+            print(path)
+    for line in left_out() if top is not Top.CORE else []:
+        print(f"gshw: {line}", file=sys.stderr)
     return 0
 
 
@@ -69,16 +75,36 @@ def _selected(arguments: argparse.Namespace, config: Config) -> dict:
 
 def _explain(arguments: argparse.Namespace, console: Console) -> int:
     config = load_config(arguments.config)
+    layers = _selected(arguments, config)
     reports = [
         explain_layer(config.engine, layer, arguments.samples, *input_size(layer))
-        for layer in _selected(arguments, config).values()
+        for layer in layers.values()
     ]
     title = f"{arguments.model} on {config.name}, {arguments.samples} sample(s)"
     print_wide(console, cycles_table(reports, f"{title}: where the cycles go"))
     print_wide(console, layer_table(reports, f"{title}: by the cycle law"))
-    data = {"layers": [r.as_json() for r in reports]}
+    data: dict[str, object] = {"layers": [r.as_json() for r in reports]}
+    if arguments.program:
+        data["programs"] = _explain_programs(arguments, console, config, layers)
     write_record(arguments.json, config, arguments.raw, None, data)
     return 0
+
+
+def _explain_programs(
+    arguments: argparse.Namespace, console: Console, config: Config, layers: dict
+) -> dict:
+    from gshw.drivers.simulated import MemoryModel
+    from gshw.program_report import explain_programs, program_json, program_table
+
+    latency, interval = arguments.latency, arguments.interval
+    model = MemoryModel(read_latency=latency, write_latency=latency, interval=interval)
+    programs = explain_programs(config, layers, arguments.samples, model)
+    title = (
+        f"{arguments.model}: every layer as a program, {config.bus.data_width}-bit memory, "
+        f"{latency} cycles latency, a beat in {interval}"
+    )
+    print_wide(console, program_table(programs, title))
+    return {name: program_json(program) for name, program in programs.items()}
 
 
 def _simulate(arguments: argparse.Namespace, console: Console) -> int:
@@ -180,6 +206,61 @@ def _image(arguments: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _program(arguments: argparse.Namespace, console: Console) -> int:
+    from gshw.program_commands import program_command
+
+    config = load_config(arguments.config)
+    (layer,) = _selected(arguments, config).values()
+    return program_command(arguments, config, layer)
+
+
+def _assemble(arguments: argparse.Namespace, console: Console) -> int:
+    from gshw.program_commands import assemble_command
+
+    return assemble_command(arguments)
+
+
+def _disassemble(arguments: argparse.Namespace, console: Console) -> int:
+    from gshw.program_commands import disassemble_command
+
+    return disassemble_command(arguments)
+
+
+def _synth(arguments: argparse.Namespace, console: Console) -> int:
+    from gshw.synth.command import synth_command
+    from rtl_gen.emit import cached_top_verilog
+
+    return synth_command(arguments, console, cached_top_verilog)
+
+
+def _board(arguments: argparse.Namespace, console: Console) -> int:
+    from rtl_gen.boards.ulx3s import build_bitstream
+
+    config = load_config(arguments.config)
+    with console.status("placing and routing") if console.is_terminal else nullcontext():
+        bitstream, fmax_mhz = build_bitstream(
+            config,
+            arguments.output,
+            clock_mhz=arguments.clock,
+            baud=arguments.baud,
+            force=arguments.force,
+        )
+    print(bitstream)
+    print(f"{arguments.clock} MHz wanted, {fmax_mhz:.1f} MHz possible, {arguments.baud} baud")
+    return 0
+
+
+def _run(arguments: argparse.Namespace, console: Console) -> int:
+    from gshw.drivers.run_command import run_command
+    from rtl_gen.emit import cached_top_verilog
+
+    config = load_config(arguments.config)
+    layers = _selected(arguments, config)
+    given = None if arguments.input is None else _load_array(arguments.input)
+    same = run_command(arguments, console, config, layers, given, cached_top_verilog)
+    return 0 if same else MISMATCH
+
+
 def _test(arguments: argparse.Namespace, console: Console) -> int:
     import importlib.util
     import subprocess
@@ -240,6 +321,14 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _address(text: str) -> int:
+    try:
+        value = int(text, 0)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be an integer, not {text!r}") from None
+    return value
+
+
 def _count(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"must be an integer of at least 0, not {text!r}")
@@ -269,10 +358,11 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("config", metavar="CONFIG", help="TOML file or preset")
     info.add_argument("--json", action="store_true", help="machine-readable")
 
-    generate = add("generate", _generate, "write the Verilog and its description")
+    generate = add("generate", _generate, "write the Verilog, drivers, and wrappers for tools")
     generate.add_argument("config", metavar="CONFIG", help="TOML file or preset")
+    generate.add_argument("--top", choices=("core", "axi", "stream"), default="core")
     generate.add_argument("-o", "--output", type=Path, required=True, help="output folder")
-    generate.add_argument("--force", action="store_true", help="overwrite an earlier output")
+    generate.add_argument("--force", action="store_true", help="overwrite files in the folder")
 
     prune = add("prune", _prune, "prune, quantise and encode a torch model for a config")
     prune.add_argument("factory", metavar="PACKAGE.MODULE:FACTORY", help="returns the model")
@@ -325,6 +415,13 @@ def _parser() -> argparse.ArgumentParser:
     explain = add("explain", _explain, "where the cycles of every layer go, by the cycle law")
     add_model(explain)
     explain.add_argument("--json", type=Path, help="report file")
+    explain.add_argument("--program", action="store_true", help="also as programs of gshw_axi")
+    explain.add_argument(
+        "--latency", type=_positive, default=30, help="cycles of the memory, both ways (30)"
+    )
+    explain.add_argument(
+        "--interval", type=_positive, default=1, help="cycles of the memory per beat (1)"
+    )
 
     simulate = add("simulate", _simulate, "run layers in RTL, compare with the golden model")
     add_model(simulate)
@@ -337,9 +434,62 @@ def _parser() -> argparse.ArgumentParser:
     add_model(image, layer_required=True)
     image.add_argument("-o", "--output", type=Path, required=True, help="image file")
 
+    program = add("program", _program, "make the program of one layer, with its memory")
+    add_model(program, layer_required=True)
+    program.add_argument("-o", "--output", type=Path, required=True, help="program, then weights")
+    program.add_argument("--address", type=_address, default=0, help="where the file will lie (0)")
+
+    assemble = add("assemble", _assemble, "a program's text to its binary form")
+    assemble.add_argument("source", type=Path, metavar="TEXT", help="one instruction per line")
+    assemble.add_argument("--config", help="TOML file or preset, to check or give the config hash")
+    assemble.add_argument("-o", "--output", type=Path, required=True, help="binary program")
+
+    disassemble = add("disassemble", _disassemble, "check a binary program and print it as text")
+    disassemble.add_argument("program", type=Path, metavar="PROGRAM", help="binary; may go on")
+    disassemble.add_argument("--config", help="TOML file or preset that the program must be for")
+
+    board = add("board", _board, "make a bitstream: the core behind a board's serial port")
+    board.add_argument("board", choices=("ulx3s",), help="ulx3s: with the ECP5-85F")
+    board.add_argument("config", metavar="CONFIG", help="TOML file or preset")
+    board.add_argument("-o", "--output", type=Path, required=True, help="empty folder")
+    board.add_argument("--clock", type=_positive, default=50, metavar="MHZ", help="of the core (50)")
+    board.add_argument("--baud", type=_positive, default=115200, help="of the line (115200)")
+    board.add_argument("--force", action="store_true", help="overwrite files in the folder")
+
+    run = add("run", _run, "run layers on a core: a board, a simulation, or the software model")
+    add_model(run)
+    run.add_argument(
+        "--device",
+        default="golden",
+        metavar="SPEC",
+        help="golden, sim, sim-stream, sim-uart, uart:PORT[:BAUD], mem:REGISTERS,MEMORY,BYTES, "
+        "uio:PORT,FILE,MEMORY,BYTES (golden)",
+    )
+    run.add_argument("--input", type=Path, help=".npy of codes for the first layer, channels last")
+    run.add_argument("--seed", type=int, default=0, help="of random input")
+    run.add_argument("--check", action="store_true", help="compare with the golden model")
+    run.add_argument("-o", "--output", type=Path, help=".npy of the last layer's codes")
+    run.add_argument("--json", type=Path, help="report file")
+
     test = add("test", _test, "run the cocotb regression for a config")
     test.add_argument("--config", required=True, help="TOML file or preset")
     test.epilog = "arguments after -- go to pytest"
+
+    synth = add("synth", _synth, "place and route with open tools: area, clock, critical path")
+    synth.add_argument("config", metavar="CONFIG", help="TOML file or preset")
+    synth.add_argument("--device", help="such as ecp5-85k, ice40-up5k, xc7 (the config's)")
+    synth.add_argument("--top", choices=("core", "axi", "stream"), default="core")
+    synth.add_argument("--unit", metavar="NAME", help="only this component, between registers")
+    synth.add_argument("--seeds", type=_positive, default=5, help="of place and route (5)")
+    synth.add_argument("--clock", type=_positive, metavar="MHZ", help="first goal (the config's)")
+    synth.add_argument("--tools", choices=("yowasp", "system"), default="yowasp")
+    synth.add_argument("--jobs", type=_positive, default=2, help="runs at a time (2)")
+    synth.add_argument(
+        "--time-limit", type=_positive, default=1800, help="seconds of one run (1800)"
+    )
+    synth.add_argument("--json", type=Path, help="report file")
+    synth.add_argument("-o", "--output", type=Path, help="folder for Verilog, netlist and reports")
+    synth.add_argument("--force", action="store_true", help="overwrite files in the folder")
 
     compare = add("compare", _compare, "every pattern in accuracy and cycles, on three tasks")
     compare.add_argument("--config", default="v16x4", help="TOML file or preset (v16x4)")

@@ -67,7 +67,9 @@ class EngineConfig:
     bank_width
         Bits of one bank word: ``block * columns * activation_width``, at most 512.
     bank_depth
-        Words per bank, a power of two, 16..65536.
+        Words per scratchpad bank, a power of two, 16..65536.
+    output_depth
+        Words per bank of the output buffer, a power of two, 16..65536.
     columns
         Independent activation streams computed with the same weights: V, 1..16.
     activation_width, weight_width
@@ -91,6 +93,7 @@ class EngineConfig:
     rows: int
     bank_width: int
     bank_depth: int = 1024
+    output_depth: int = 1024
     columns: int = 1
     activation_width: int = 8
     weight_width: int = 8
@@ -117,7 +120,8 @@ class EngineConfig:
             f"must be a power of two that divides lanes = {self.lanes}",
             self.rows,
         )
-        _require_power_of_two("bank_depth", self.bank_depth, 16, 65536)
+        for key in ("bank_depth", "output_depth"):
+            _require_power_of_two(key, getattr(self, key), 16, 65536)
         _require(1 <= self.columns <= 16, "columns", "must be from 1 to 16", self.columns)
         for key in ("activation_width", "weight_width"):
             _require(
@@ -185,13 +189,18 @@ class EngineConfig:
 
     @property
     def address_width(self) -> int:
-        """Bits of a word address within a bank."""
+        """Bits of a word address within a scratchpad bank."""
         return self.bank_depth.bit_length() - 1
+
+    @property
+    def output_address_width(self) -> int:
+        """Bits of a word address within a bank of the output buffer."""
+        return self.output_depth.bit_length() - 1
 
     @property
     def row_width(self) -> int:
         """Bits of an output-row number: channel in the word, bank, word offset."""
-        return self.log2_block + self.log2_lanes + self.address_width
+        return self.log2_block + self.log2_lanes + self.output_address_width
 
     @property
     def drain_width(self) -> int:
@@ -222,8 +231,8 @@ class EngineConfig:
 
     @property
     def n_switches(self) -> int:
-        """Two-by-two switches of a Benes network over the lanes: B log2 B - B / 2."""
-        return (2 * self.log2_lanes - 1) * (self.lanes // 2)
+        """Two-by-two switches of the permutation network over the lanes: B log2 B - B + 1."""
+        return self.lanes * (self.log2_lanes - 1) + 1
 
     @property
     def max_weight(self) -> int:
@@ -289,21 +298,65 @@ class TargetConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BusConfig:
+    """How the core reaches memory. It changes neither what the engine computes nor the programs.
+
+    Parameters
+    ----------
+    data_width
+        Bits of the AXI4 or AXI4-Stream data, a power of two, 32..512.
+    address_width
+        Bits of a byte address, 16..64.
+    max_burst
+        Beats of the longest burst, a power of two, 1..256; 16 suits AXI3 ports too.
+    outstanding
+        Read bursts in flight, a power of two, 1..64.
+    """
+
+    data_width: int = 64
+    address_width: int = 32
+    max_burst: int = 16
+    outstanding: int = 16
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise GshwError(f"{field.name} must be an integer, not {value!r}")
+        _require_power_of_two("data_width", self.data_width, 32, 512)
+        _require(
+            16 <= self.address_width <= 64,
+            "address_width",
+            "must be from 16 to 64",
+            self.address_width,
+        )
+        _require_power_of_two("max_burst", self.max_burst, 1, 256)
+        _require_power_of_two("outstanding", self.outstanding, 1, 64)
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of one beat."""
+        return self.data_width // 8
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
-    """One TOML file: the engine, its target, and the file's stem as a name."""
+    """One TOML file: the engine, its bus, its target, and the file's stem as a name."""
 
     name: str
     engine: EngineConfig
-    target: TargetConfig
+    bus: BusConfig = BusConfig()
+    target: TargetConfig = TargetConfig()
 
     def to_toml(self) -> str:
         """The whole file with every default written out; parses to an equal config."""
         lines = ["[engine]"]
         for key, value in self.engine.canonical().items():
             lines.append(f"{key} = {_toml_value(value)}")
-        lines += ["", "[target]"]
-        for key, value in dataclasses.asdict(self.target).items():
-            lines.append(f"{key} = {_toml_value(value)}")
+        for section, table in (("bus", self.bus), ("target", self.target)):
+            lines += ["", f"[{section}]"]
+            for key, value in dataclasses.asdict(table).items():
+                lines.append(f"{key} = {_toml_value(value)}")
         return "\n".join(lines) + "\n"
 
 
@@ -343,8 +396,8 @@ def parse_config(text: str, name: str = "config") -> Config:
     except tomllib.TOMLDecodeError as error:
         raise GshwError(f"not valid TOML: {error}") from None
     for key in document:
-        if key not in ("engine", "target"):
-            raise GshwError(f"unknown table or key {key!r}; the tables are engine, target")
+        if key not in ("engine", "bus", "target"):
+            raise GshwError(f"unknown table or key {key!r}; the tables are engine, bus, target")
     if "engine" not in document:
         raise GshwError("needs a table [engine]")
     engine = _check_keys(
@@ -354,8 +407,14 @@ def parse_config(text: str, name: str = "config") -> Config:
         engine["routing"] = _enum_value(Routing, "routing", engine["routing"])
     if "gather" in engine:
         engine["gather"] = _enum_value(Gather, "gather", engine["gather"])
+    bus = _check_keys("bus", document.get("bus", {}), BusConfig, set())
     target = _check_keys("target", document.get("target", {}), TargetConfig, set())
-    return Config(name=name, engine=EngineConfig(**engine), target=TargetConfig(**target))
+    return Config(
+        name=name,
+        engine=EngineConfig(**engine),
+        bus=BusConfig(**bus),
+        target=TargetConfig(**target),
+    )
 
 
 def preset_folder() -> Path:

@@ -45,7 +45,7 @@ class Device(Protocol):
 
     def run(self, command: Command, requantisation: Requantisation) -> Counters: ...
 
-    def read_scratchpad(self, address: int, n_rows: int) -> NDArray[np.uint32]: ...
+    def read_output(self, address: int, n_rows: int) -> NDArray[np.uint32]: ...
 
 
 def command_words(
@@ -61,9 +61,9 @@ def command_words(
         command.n_records,
         command.read_base,
         command.write_base,
-        *command.counts,
-        *command.steps(command.read_strides, config),
-        *command.steps(command.write_strides, config),
+        *(count - 1 for count in command.counts),
+        *command.steps(command.read_strides, config.bank_depth),
+        *command.steps(command.write_strides, config.output_depth),
         int(requantisation.signed_input),
         requantisation.low & code_mask,
         requantisation.high & code_mask,
@@ -72,11 +72,17 @@ def command_words(
     return np.array(values, dtype=np.uint32)
 
 
+def _all_ones(width: int) -> NDArray[np.uint32]:
+    """A port of ``width`` bits, all of them 1, in as many limbs as its C++ type may have."""
+    raw = ((1 << width) - 1).to_bytes(8 * (-(-width // 64)), "little")
+    return np.frombuffer(raw, dtype="<u4")
+
+
 _RUN_ERRORS = {
     1: "refused the command",
     2: "did not finish",
     3: "drained a bundle in a command without records",
-    4: "left a bank's range",
+    4: "left the scratchpad or the output buffer",
 }
 
 
@@ -118,13 +124,16 @@ class CompiledEngine:
         self._library.gshw_close.argtypes = [void]
         self._library.gshw_total_cycles.restype = u64
         self._library.gshw_total_cycles.argtypes = [void]
-        for name in ("load_scratchpad", "load_groups", "load_records", "read_scratchpad"):
+        for name in ("load_scratchpad", "load_groups", "load_records", "read_output"):
             getattr(self._library, f"gshw_{name}").argtypes = [void, u32, u32, u32, void]
             getattr(self._library, f"gshw_{name}").restype = None
         self._library.gshw_run.argtypes = [void, void, u64, void]
         self._library.gshw_run.restype = ctypes.c_int
         self._library.gshw_clear_errors.argtypes = [void]
+        self._library.gshw_enable_elements.argtypes = [void, void, void]
         self._handle = self._library.gshw_open(str(waves).encode() if waves else None)
+        channels, columns = _all_ones(config.channels_per_row), _all_ones(config.columns)
+        self._library.gshw_enable_elements(self._handle, channels.ctypes.data, columns.ctypes.data)
 
     def close(self) -> None:
         """Finish the waves and free the model; further calls are an error."""
@@ -156,9 +165,9 @@ class CompiledEngine:
     def load_records(self, address: int, words: NDArray[np.uint32]) -> None:
         self._load(self._library.gshw_load_records, address, words)
 
-    def read_scratchpad(self, address: int, n_rows: int) -> NDArray[np.uint32]:
+    def read_output(self, address: int, n_rows: int) -> NDArray[np.uint32]:
         words = np.zeros((n_rows, self._n_limbs), dtype=np.uint32)
-        self._library.gshw_read_scratchpad(
+        self._library.gshw_read_output(
             self._handle, address, n_rows, self._n_limbs, words.ctypes.data
         )
         return words

@@ -93,8 +93,16 @@ void gshw_close(void* handle) { delete static_cast<Harness*>(handle); }
 
 uint64_t gshw_total_cycles(void* handle) { return static_cast<Harness*>(handle)->n_cycles; }
 
+// Which elements of a scratchpad row later loads write, as the ports hold them.
+void gshw_enable_elements(void* handle, const uint32_t* channels, const uint32_t* columns) {
+    auto* h = static_cast<Harness*>(handle);
+    put(h->top->load_scratchpad_channel_enable, channels);
+    put(h->top->load_scratchpad_column_enable, columns);
+    h->settle();
+}
+
 // Each load takes n words of n_limbs 32-bit limbs for addresses address, address + 1, ...
-// A load's ready depends on registers only, so it is current before new inputs are evaluated.
+// Loads are always ready.
 #define GSHW_LOAD(FUNCTION, STREAM)                                                              \
     void FUNCTION(void* handle, uint32_t address, uint32_t n, uint32_t n_limbs,                  \
                   const uint32_t* words) {                                                       \
@@ -104,7 +112,6 @@ uint64_t gshw_total_cycles(void* handle) { return static_cast<Harness*>(handle)-
         for (uint32_t i = 0; i < n; ++i) {                                                       \
             top->STREAM##_address = address + i;                                                 \
             put(top->STREAM##_data, words + static_cast<size_t>(i) * n_limbs);                   \
-            while (!top->STREAM##_ready) h->tick();                                              \
             h->tick();                                                                           \
         }                                                                                        \
         top->STREAM##_valid = 0;                                                                 \
@@ -115,8 +122,8 @@ GSHW_LOAD(gshw_load_scratchpad, load_scratchpad)
 GSHW_LOAD(gshw_load_groups, load_group)
 GSHW_LOAD(gshw_load_records, load_record)
 
-void gshw_read_scratchpad(void* handle, uint32_t address, uint32_t n, uint32_t n_limbs,
-                          uint32_t* words) {
+void gshw_read_output(void* handle, uint32_t address, uint32_t n, uint32_t n_limbs,
+                      uint32_t* words) {
     auto* h = static_cast<Harness*>(handle);
     auto* top = h->top.get();
     uint32_t asked = 0, got = 0;
@@ -139,7 +146,7 @@ void gshw_read_scratchpad(void* handle, uint32_t address, uint32_t n, uint32_t n
 }
 
 // command: config_hash, group_base, n_groups, record_base, n_records, read_base, write_base,
-// counts, read steps, write steps, signed_input, low, high, continues. Returns 0, or 1 for a
+// counts less 1, read steps, write steps, signed_input, low, high, continues. Returns 0, or 1 for a
 // refused command, 2 when limit cycles were not enough, 3 when a bundle drained
 // without records, 4 for an address error.
 int gshw_run(void* handle, const uint32_t* command, uint64_t limit, uint32_t* counters) {
@@ -153,9 +160,9 @@ int gshw_run(void* handle, const uint32_t* command, uint64_t limit, uint32_t* co
     top->command_n_records = *next++;
     top->command_read_base = *next++;
     top->command_write_base = *next++;
-    top->command_count_0 = next[0];
-    top->command_count_1 = next[1];
-    top->command_count_2 = next[2];
+    top->command_count_less_1_0 = next[0];
+    top->command_count_less_1_1 = next[1];
+    top->command_count_less_1_2 = next[2];
     next += kLoops;
     top->command_read_step_0 = next[0];
     top->command_read_step_1 = next[1];
@@ -179,8 +186,7 @@ int gshw_run(void* handle, const uint32_t* command, uint64_t limit, uint32_t* co
     h->tick();
     top->command_valid = 0;
     h->settle();
-    if (top->error_config_hash || top->error_command) return 1;
-    for (waited = 0; top->busy; ++waited) {
+    for (waited = 0; !top->done; ++waited) {
         if (waited > limit) return 2;
         h->tick();
     }
@@ -188,7 +194,8 @@ int gshw_run(void* handle, const uint32_t* command, uint64_t limit, uint32_t* co
                                         top->counter_stalls, top->counter_drains,
                                         top->counter_conflicts, top->counter_replays};
     std::memcpy(counters, values, sizeof(values));
-    if (top->error_command) return 3;
+    if (top->error_config_hash) return 1;
+    if (top->error_command) return top->counter_groups ? 3 : 1;
     return top->error_address ? 4 : 0;
 }
 

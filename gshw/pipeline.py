@@ -8,26 +8,48 @@ from dataclasses import dataclass
 
 from gshw.config import EngineConfig, Gather, Routing
 
-BENES_STAGES_PER_REGISTER = 2
-FETCH_LATENCY = 2
-"""Buffer read, buffer output register: from an accepted command to the first group at issue."""
+FETCH_LATENCY = 3
+"""From the cycle after an accepted command to the first group at issue.
+
+First address, buffer read, buffer output register.
+"""
 BANK_LATENCY = 2
 """Memory read, memory output register."""
-MULTIPLY_LATENCY = 1
-REQUANTISE_LATENCY = 7
-"""Bias, partial products, product, coarse shift, fine shift, round and saturate, clamp."""
-SCATTER_LATENCY = 1
+MULTIPLY_LATENCY = 2
+"""Operands with their signs, product."""
+TAG_LEAD = 2
+"""Cycles by which a group's framing is at the accumulators before its sums."""
+REQUANTISE_LATENCY = 13
+"""Bias, partial products, product, three steps of shift (6), round, compare, clamp (2)."""
+SCATTER_LEAD = 3
+"""Cycles by which a row's number is at the scatter unit before its codes."""
 
 
 def benes_latency(log2_lanes: int) -> int:
-    """Registers in a Benes network of ``2 * log2_lanes - 1`` switch stages."""
-    n_stages = 2 * log2_lanes - 1
-    return -(-n_stages // BENES_STAGES_PER_REGISTER)
+    """Stages of a Benes network, one register each."""
+    return 2 * log2_lanes - 1
 
 
 def adder_tree_latency(n_inputs: int) -> int:
     """Levels of a binary adder tree, one register each; a single input passes through."""
     return (n_inputs - 1).bit_length()
+
+
+def drain_select_latency(n_slices: int) -> int:
+    """Gate and ORs of four that pick one of ``n_slices`` sets of finished rows, a register each.
+
+    A single set passes through.
+    """
+    n_values, n_levels = n_slices, int(n_slices > 1)
+    while n_values > 1:
+        n_values = -(-n_values // 4)
+        n_levels += 1
+    return n_levels
+
+
+def scatter_latency(drain_rows: int) -> int:
+    """Multiplexers of two from codes to a bank's word, one register each; at least one."""
+    return max(1, (drain_rows - 1).bit_length())
 
 
 @dataclass(frozen=True)
@@ -72,6 +94,11 @@ class Pipeline:
         return self.weight_delay + MULTIPLY_LATENCY + self.adder_tree
 
     @property
+    def drain_select(self) -> int:
+        """Cycles from a drain slot to its sums at the requantisers."""
+        return drain_select_latency(self.config.rows // self.config.drain_rows)
+
+    @property
     def drain(self) -> int:
-        """Cycles from a drain slot to the end of the scratchpad write of its rows."""
-        return REQUANTISE_LATENCY + SCATTER_LATENCY
+        """Cycles from a drain slot to the end of the write of its rows."""
+        return self.drain_select + REQUANTISE_LATENCY + scatter_latency(self.config.drain_rows)

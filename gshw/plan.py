@@ -2,9 +2,10 @@
 
 Activations are cut into *items*: one rectangle of output pixels of one sample. All items of a
 layer have the same size; each column of the engine works on its own items, and ``n_sets`` items
-per column sit in the scratchpad at once. Weights are cut at bundle borders into tiles that fit the
-group and row buffers. A bundle larger than the group buffer is cut into parts: accumulators keep
-their sums from one command to the next, so its positions run one at a time.
+per column are on chip at once: inputs in the scratchpad, results in the output buffer. Weights are
+cut at bundle borders into tiles that fit the group and row buffers. A bundle larger than the group
+buffer is cut into parts: accumulators keep their sums from one command to the next, so its
+positions run one at a time.
 """
 
 from dataclasses import dataclass
@@ -32,9 +33,9 @@ class Command:
     group_base, n_groups, record_base, n_records
         Ranges in the group and row buffers.
     read_base, write_base
-        Scratchpad addresses of the first position.
+        Addresses of the first position in the scratchpad and in the output buffer.
     counts
-        Positions along each loop, innermost first, each 1..2**16 - 1.
+        Positions along each loop, innermost first, each 1..2**16.
     read_strides, write_strides
         Words between neighbours along each loop.
     continues
@@ -56,14 +57,14 @@ class Command:
     def n_positions(self) -> int:
         return self.counts[0] * self.counts[1] * self.counts[2]
 
-    def steps(self, strides: tuple[int, ...], config: EngineConfig) -> tuple[int, ...]:
+    def steps(self, strides: tuple[int, ...], depth: int) -> tuple[int, ...]:
         """What the sequencer adds when loop i advances: its stride less the inner loops' travel.
 
-        Modulo ``bank_depth``.
+        Modulo the memory's ``depth``.
         """
         travel, steps = 0, []
         for count, stride in zip(self.counts, strides, strict=True):
-            steps.append((stride - travel) % config.bank_depth)
+            steps.append((stride - travel) % depth)
             travel += (count - 1) * stride
         return tuple(steps)
 
@@ -87,7 +88,7 @@ class WeightTile:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamTile:
-    """Items in the scratchpad at once.
+    """Items on chip at once.
 
     Parameters
     ----------
@@ -120,7 +121,7 @@ class Plan:
     input_shape
         Stored input pixels (height, width) of an item; its width is the pitch.
     n_sets
-        Items per column in the scratchpad at once.
+        Items per column on chip at once.
 
     Raises
     ------
@@ -162,9 +163,16 @@ class Plan:
     def stored_stride(self) -> tuple[int, int]:
         return (1, 1) if self.geometry.unfold else self.geometry.stride
 
-    def _item_words(self, height: int, width: int) -> int:
+    def _item_words(self, height: int, width: int) -> tuple[int, int]:
+        """Words per bank of an item: in the scratchpad, in the output buffer."""
         stored = self._stored_shape(height, width)
-        return stored[0] * stored[1] * self.input_words + height * width * self.output_words
+        return stored[0] * stored[1] * self.input_words, height * width * self.output_words
+
+    def _most_items(self, height: int, width: int) -> int:
+        """Items of this size that are on chip at once, as far as the memories go."""
+        depths = (self.config.bank_depth, self.config.output_depth)
+        words = self._item_words(height, width)
+        return min(depth // n for depth, n in zip(depths, words, strict=True))
 
     def _n_items(self, height: int, width: int) -> int:
         out_height, out_width = self.output_shape
@@ -172,30 +180,39 @@ class Plan:
 
     def _choose_items(self) -> tuple[tuple[int, int], int]:
         """Fewest positions in all, then the largest items."""
-        depth, columns = self.config.bank_depth, self.config.columns
+        self._check_pixel()
+        columns = self.config.columns
         out_height, out_width = self.output_shape
         best: tuple[tuple[int, int], tuple[int, int]] | None = None
         for height in _strip_sizes(out_height):
             for width in _strip_sizes(out_width):
-                if self._item_words(height, width) > depth:
+                if not self._most_items(height, width):
                     continue
                 n_positions = -(-self._n_items(height, width) // columns) * height * width
                 cost = (n_positions, -height * width)
                 if best is None or cost < best[0]:
                     best = cost, (height, width)
-        if best is None:
-            need = self._item_words(1, 1)
-            raise GshwError(
-                f"layer {self.image.layer.name!r} does not fit the scratchpad: one output pixel "
-                f"needs {need} words per bank (window and result), bank_depth is {depth}: "
-                f"{need - depth} too many"
-            )
+        assert best is not None, "a single pixel fits"
         shape = best[1]
         per_column = -(-self._n_items(*shape) // columns)
-        most = min(depth // self._item_words(*shape), (1 << COUNT_WIDTH) - 1)
+        most = min(self._most_items(*shape), 1 << COUNT_WIDTH)
         # Every stream tile runs all its sets, so spread the items evenly over the tiles.
         n_tiles = -(-per_column // most)
         return shape, -(-per_column // n_tiles)
+
+    def _check_pixel(self) -> None:
+        """A single output pixel must fit."""
+        input_words, output_words = self._item_words(1, 1)
+        for memory, what, key, need in (
+            ("scratchpad", "window of one output pixel", "bank_depth", input_words),
+            ("output buffer", "result of one output pixel", "output_depth", output_words),
+        ):
+            depth = getattr(self.config, key)
+            if need > depth:
+                raise GshwError(
+                    f"layer {self.image.layer.name!r} does not fit the {memory}: the {what} needs "
+                    f"{need} words per bank, {key} is {depth}: {need - depth} too many"
+                )
 
     def _check_buffers(self) -> None:
         worst = int(self.image.drain.max())
@@ -218,11 +235,6 @@ class Plan:
     @property
     def item_output_words(self) -> int:
         return self.item_shape[0] * self.item_shape[1] * self.output_words
-
-    @property
-    def write_base(self) -> int:
-        """Results lie behind the inputs of all sets."""
-        return self.n_sets * self.item_input_words
 
     @property
     def n_positions(self) -> int:
@@ -299,7 +311,7 @@ class Plan:
         return -(-self._n_items(*self.item_shape) // (self.n_sets * self.config.columns))
 
     def commands(self, run: list[WeightTile]) -> list[tuple[WeightTile, Command]]:
-        """Commands of one run of tiles for the items in the scratchpad, in order."""
+        """Commands of one run of tiles for the items on chip, in order."""
         if len(run) == 1:
             return [(run[0], self._command(run[0], None))]
         height, width = self.item_shape
@@ -327,7 +339,7 @@ class Plan:
             record_base=0,
             n_records=tile.record_stop - tile.record_start,
             read_base=sum(p * s for p, s in zip(place, read, strict=True)),
-            write_base=self.write_base + sum(p * s for p, s in zip(place, write, strict=True)),
+            write_base=sum(p * s for p, s in zip(place, write, strict=True)),
             counts=(width, height, self.n_sets) if position is None else (1, 1, 1),
             read_strides=read,
             write_strides=write,

@@ -96,6 +96,7 @@ def memory_bits(config: EngineConfig) -> dict[str, int]:
     """Bits of every on-chip memory."""
     return {
         "scratchpad": config.lanes * config.bank_width * config.bank_depth,
+        "output buffer": config.lanes * config.bank_width * config.output_depth,
         "group buffer": word_width(group_fields(config)) * config.group_buffer_depth,
         "row buffer": word_width(record_fields(config)) * config.row_buffer_depth,
     }
@@ -137,7 +138,8 @@ def info_text(config: Config) -> str:
         f"{engine.macs_per_cycle * config.target.clock_mhz / 1000:.2f} G MAC/s on non-zero weights",
         f"widths in bits: activation {engine.activation_width}, weight {engine.weight_width}, "
         f"accumulator {engine.accumulator_width}, bank word {engine.bank_width}, "
-        f"word address {engine.address_width}, row number {engine.row_width}",
+        f"word address {engine.address_width} (output buffer {engine.output_address_width}), "
+        f"row number {engine.row_width}",
         "",
         pattern_drawing(engine),
         "",

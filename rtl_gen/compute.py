@@ -1,11 +1,20 @@
 """Multipliers, adder trees and accumulators."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from functools import reduce
+from operator import or_
+
+from amaranth.hdl import Cat, Module, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from gshw.config import EngineConfig
-from gshw.pipeline import MULTIPLY_LATENCY, adder_tree_latency
+from gshw.pipeline import (
+    MULTIPLY_LATENCY,
+    TAG_LEAD,
+    adder_tree_latency,
+    drain_select_latency,
+)
+from rtl_gen.delay import delay
 from rtl_gen.layouts import tag_layout
 
 
@@ -17,7 +26,7 @@ class MultiplierArray(wiring.Component):
     Members
     -------
     signed_input
-        Whether activations are two's complement.
+        Whether activations are two's complement; constant while values are in flight.
     word
         Per lane: ``block * columns`` activations, column fastest.
     weight
@@ -47,24 +56,28 @@ class MultiplierArray(wiring.Component):
         m = Module()
         config = self.config
         width = config.activation_width
+        is_signed = delay(m, self.signed_input, 1, "is_signed")
+        weights = [delay(m, weight, 1, f"weight_{n}") for n, weight in enumerate(self.weight)]
         for lane in range(config.lanes):
             for channel in range(config.block):
                 for column in range(config.columns):
                     element = channel * config.columns + column
                     code = self.word[lane].word_select(element, width)
-                    operand = Signal(signed(width + 1), name=f"operand_{lane}_{element}")
-                    weight = self.weight[lane * config.block + channel]
+                    operand = Signal(
+                        signed(width + 1), name=f"operand_{lane}_{element}", reset_less=True
+                    )
+                    weight = weights[lane * config.block + channel]
                     product = Signal(
                         signed(self.product_width),
                         name=f"product_{lane}_{element}",
                         reset_less=True,
                     )
                     index = lane * config.block * config.columns + element
-                    m.d.comb += [
-                        operand.eq(Cat(code, code[-1] & self.signed_input).as_signed()),
-                        self.product[index].eq(product),
-                    ]
-                    m.d.sync += product.eq(weight * operand)
+                    # The sign is a synchronous reset of its register: no gate of its own.
+                    m.d.sync += [operand.eq(code.as_signed()), product.eq(weight * operand)]
+                    with m.If(~is_signed):
+                        m.d.sync += operand[-1].eq(0)
+                    m.d.comb += self.product[index].eq(product)
         return m
 
 
@@ -111,21 +124,21 @@ class AdderTree(wiring.Component):
 class Accumulators(wiring.Component):
     """``rows * columns`` sums, and the finished sums of the bundle being drained.
 
-    The last group of a bundle moves the sums to the drain registers in the same cycle, so the next
-    bundle accumulates while this one drains. ``shift`` brings the next ``drain_rows`` rows to the
-    output.
+    The last group of a bundle also captures the sums as finished ones, so the next bundle
+    accumulates while this one drains. ``shift`` selects the next ``drain_rows`` rows.
 
-    Latency: 1 from ``i`` to the sum, which is the output of the first drained rows after the last
-    group. Throughput: one group per cycle.
+    Latency: the sums of a tag are at ``i`` ``TAG_LEAD`` cycles after it; the first drained rows
+    are selected from the cycle after that, and at ``o`` ``latency`` cycles after they are
+    selected. Throughput: one group per cycle.
 
     Members
     -------
     tag
-        Framing of the sums at ``i``: ``first`` starts new sums, ``drain`` != 0 captures them.
+        ``first`` starts new sums, ``drain`` != 0 captures them.
     i
         ``row * columns + column``.
     o
-        ``drain_row * columns + column``: the rows to requantise now.
+        ``drain_row * columns + column``: the rows to requantise.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -141,25 +154,74 @@ class Accumulators(wiring.Component):
             }
         )
 
+    @property
+    def latency(self) -> int:
+        return drain_select_latency(self.config.rows // self.config.drain_rows)
+
     def elaborate(self, platform) -> Module:
         m = Module()
         config = self.config
-        shape = signed(config.accumulator_width)
-        n_sums = config.rows * config.columns
-        stride = config.drain_rows * config.columns
-        drained = [Signal(shape, name=f"drained_{n}", reset_less=True) for n in range(n_sums)]
+        n_slices = config.rows // config.drain_rows
+        early = delay(m, self.tag, TAG_LEAD - 2, "tag", resets=True)
+        # A new bundle clears the sums the cycle before its first group: synchronous resets, not
+        # a multiplexer in front of every adder.
+        add_next = Signal()
+        capture_next = Signal()
+        clear = Signal()
+        add = Signal()
         capture = Signal()
-        m.d.comb += capture.eq(self.tag.valid & (self.tag.drain != 0))
-        for n in range(n_sums):
-            accumulator = Signal(shape, name=f"accumulator_{n}", reset_less=True)
-            total = Signal(shape, name=f"total_{n}")
-            m.d.comb += total.eq(Mux(self.tag.first, 0, accumulator) + self.i[n])
-            with m.If(self.tag.valid):
+        m.d.sync += [
+            add_next.eq(early.valid),
+            capture_next.eq(early.valid & (early.drain != 0)),
+            clear.eq(early.valid & early.first),
+            add.eq(add_next),
+            capture.eq(capture_next),
+        ]
+        drained = []
+        for n in range(config.rows * config.columns):
+            row, column = divmod(n, config.columns)
+            shape = signed(config.accumulator_width)
+            accumulator = Signal(shape, name=f"accumulator_{row}_{column}", reset_less=True)
+            total = Signal(shape, name=f"total_{row}_{column}")
+            finished = Signal(shape, name=f"finished_{row}_{column}", reset_less=True)
+            m.d.comb += total.eq(accumulator + self.i[n])
+            with m.If(clear):
+                m.d.sync += accumulator.eq(0)
+            with m.Elif(add):
                 m.d.sync += accumulator.eq(total)
             with m.If(capture):
-                m.d.sync += drained[n].eq(total)
-            if n + stride < n_sums:
-                with m.Elif(self.shift):
-                    m.d.sync += drained[n].eq(drained[n + stride])
-        m.d.comb += [self.o[n].eq(drained[n]) for n in range(stride)]
+                m.d.sync += finished.eq(total)
+            drained.append(finished)
+
+        skip = Signal(n_slices, init=-1)
+        with m.If(capture):
+            m.d.sync += skip.eq(~1)
+        with m.Elif(self.shift):
+            m.d.sync += skip.eq(Cat(1, skip))
+        stride = len(self.o)
+        for n in range(stride):
+            rows = drained[n::stride]
+            m.d.comb += self.o[n].eq(_selected(m, rows, skip, f"drained_{n}"))
         return m
+
+
+def _selected(m: Module, values: list[Signal], skip: Signal, name: str) -> Signal:
+    """The value whose bit of one-cold ``skip`` is clear.
+
+    Synchronous resets of a register per value are the AND gates; ORs of four follow, a register
+    behind each. Latency ``drain_select_latency(len(values))``.
+    """
+    if len(values) == 1:
+        return values[0]
+    gated = [delay(m, value, 1, f"{name}_{n}") for n, value in enumerate(values)]
+    for n, value in enumerate(gated):
+        with m.If(skip[n]):
+            m.d.sync += value.eq(0)
+    level = 0
+    while len(gated) > 1:
+        fours = (gated[n : n + 4] for n in range(0, len(gated), 4))
+        level += 1
+        gated = [
+            delay(m, reduce(or_, four), 1, f"{name}_or_{level}_{n}") for n, four in enumerate(fours)
+        ]
+    return gated[0]

@@ -1,26 +1,29 @@
 """The engine: wiring of the components, command handling, counters."""
 
-from functools import reduce
-from operator import or_
-
 from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from gshw.config import EngineConfig, Gather, Routing
 from gshw.layout import group_fields, record_fields, word_width
-from gshw.pipeline import BANK_LATENCY, Pipeline
+from gshw.pipeline import SCATTER_LEAD, TAG_LEAD, Pipeline
+from gshw.plan import N_LOOPS
 from gshw.registers import COUNTER_WIDTH, COUNTERS
 from rtl_gen.buffers import GroupBuffer, RowBuffer
 from rtl_gen.compute import Accumulators, AdderTree, MultiplierArray
 from rtl_gen.delay import delay
 from rtl_gen.gather import ArbitratedGather, ScheduledGather
-from rtl_gen.layouts import command_layout, load_layout
+from rtl_gen.layouts import (
+    command_layout,
+    load_layout,
+    scratchpad_load_layout,
+    step_layout,
+)
 from rtl_gen.library import place
 from rtl_gen.output import DrainControl, Requantiser, ScatterWriter
 from rtl_gen.routing import BenesNetwork, Crossbar, DirectRouting
-from rtl_gen.scratchpad import Scratchpad
-from rtl_gen.sequencer import PositionLoops
+from rtl_gen.scratchpad import OutputBuffer, Scratchpad
+from rtl_gen.sequencer import PositionLoops, SteppedAddress
 
 
 class Engine(wiring.Component):
@@ -29,21 +32,21 @@ class Engine(wiring.Component):
     Members
     -------
     command
-        Accepted when the engine is idle; refused (and consumed) on a foreign config hash or a
-        range outside a buffer, which sets the error flag.
-    load_scratchpad
-        One scratchpad row per cycle; waits while the engine writes results.
-    load_group, load_record
-        One word per cycle, at any time.
+        Accepted when the engine is idle; refused on a foreign config hash or a range outside a
+        buffer: it then does nothing but to set the error flag and to be done at once.
+    load_scratchpad, load_group, load_record
+        One row or word per cycle, at any time; see :class:`Scratchpad` for the enables.
     read_request, read_response
-        One scratchpad row per cycle, while idle; the response may be stalled.
+        One row of the output buffer per cycle, at any time; the response may be stalled.
     busy
         From the cycle after a command is accepted until its last result is written.
     done
-        One cycle, after ``busy`` falls. The next command is accepted from that cycle on, so the
-        counters can be read in it.
+        One cycle, after ``busy`` falls. The next command is accepted from that cycle on; the
+        counters are final in it, and the error flags show what the command did wrong.
     counter_*
         Of the last command; see :mod:`gshw.registers`.
+    event_*
+        What they count, for those who count over several commands.
     error_*
         Sticky until ``clear_errors``.
     config_hash
@@ -52,14 +55,13 @@ class Engine(wiring.Component):
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
-        row_width = config.scratchpad_row_width
         group_width = word_width(group_fields(config))
         record_width = word_width(record_fields(config))
         super().__init__(
             {
                 "command": In(stream.Signature(command_layout(config))),
                 "load_scratchpad": In(
-                    stream.Signature(load_layout(config.address_width, row_width))
+                    stream.Signature(scratchpad_load_layout(config), always_ready=True)
                 ),
                 "load_group": In(
                     stream.Signature(
@@ -71,8 +73,8 @@ class Engine(wiring.Component):
                         load_layout(config.record_address_width, record_width), always_ready=True
                     )
                 ),
-                "read_request": In(stream.Signature(config.address_width)),
-                "read_response": Out(stream.Signature(row_width)),
+                "read_request": In(stream.Signature(config.output_address_width)),
+                "read_response": Out(stream.Signature(config.scratchpad_row_width)),
                 "clear_errors": In(1),
                 "busy": Out(1),
                 "done": Out(1),
@@ -82,6 +84,7 @@ class Engine(wiring.Component):
                 "error_address": Out(1),
             }
             | {f"counter_{name}": Out(COUNTER_WIDTH) for name in COUNTERS}
+            | {f"event_{name}": Out(1) for name in COUNTERS}
         )
 
     def elaborate(self, platform) -> Module:
@@ -93,79 +96,84 @@ class Engine(wiring.Component):
         m.d.comb += self.config_hash.eq(config.hash32)
 
         # --- command -----------------------------------------------------------------------
-        current = Signal(command_layout(config))
+        # Everything starts with an accepted command; one that turns out wrong is stopped two
+        # cycles later, before its first group is issued.
         offered = self.command.payload
-        start, refused_hash, refused_range = Signal(), Signal(), Signal()
-        reading, was_busy = Signal(), Signal()
-        accept = self.command.valid & self.command.ready
-        empty_loop = reduce(or_, (offered.count[i] == 0 for i in range(len(offered.count))))
-        group_end = offered.group_base + offered.n_groups
-        record_end = offered.record_base + offered.n_records
+        current = Signal(command_layout(config), reset_less=True)
+        accept, accepted, was_busy = Signal(), Signal(), Signal()
         m.d.comb += [
-            self.command.ready.eq(~self.busy & ~was_busy & ~reading),
-            refused_hash.eq(accept & (offered.config_hash != config.hash32)),
+            self.command.ready.eq(~self.busy & ~was_busy),
+            accept.eq(self.command.valid & self.command.ready),
+        ]
+        foreign, empty = Signal(reset_less=True), Signal(reset_less=True)
+        group_end = Signal(config.group_address_width + 2, reset_less=True)
+        record_end = Signal(config.record_address_width + 2, reset_less=True)
+        refused_hash, refused_range, refused = Signal(), Signal(), Signal()
+        with m.If(accept):
+            m.d.sync += [
+                current.eq(offered),
+                group_end.eq(offered.group_base + offered.n_groups),
+                record_end.eq(offered.record_base + offered.n_records),
+            ]
+        m.d.sync += [
+            accepted.eq(accept),
+            foreign.eq(offered.config_hash != config.hash32),
+            empty.eq(offered.n_groups == 0),
+            refused_hash.eq(accepted & foreign),
             refused_range.eq(
-                accept
+                accepted
                 & (
-                    (offered.n_groups == 0)
-                    | empty_loop
+                    empty
                     | (group_end > config.group_buffer_depth)
                     | (record_end > config.row_buffer_depth)
                 )
             ),
-            start.eq(accept & ~refused_hash & ~refused_range),
         ]
-        with m.If(start):
-            m.d.sync += current.eq(offered)
+        m.d.comb += refused.eq(refused_hash | refused_range)
 
         # --- issue -------------------------------------------------------------------------
         groups = place(m, platform, "group_buffer", GroupBuffer(config))
         gather_type = ArbitratedGather if arbitrated else ScheduledGather
         gather = place(m, platform, "gather", gather_type(config))
-        read_loops = place(m, platform, "read_loops", PositionLoops(config))
+        loops = place(m, platform, "loops", PositionLoops())
+        read_base = place(m, platform, "read_base", SteppedAddress(config.address_width))
         wiring.connect(m, groups.head, gather.i)
         wiring.connect(m, wiring.flipped(self.load_group), groups.load)
         fetching = Signal()
-        finish = Signal()
-        with m.If(start):
+        stop = Signal()
+        with m.If(accept):
             m.d.sync += fetching.eq(1)
-        with m.Elif(finish):
+        with m.Elif(stop):
             m.d.sync += fetching.eq(0)
         m.d.comb += [
-            groups.start.eq(start),
-            groups.stop.eq(finish),
-            gather.restart.eq(start & ~offered.continues),
-            groups.base.eq(offered.group_base),
-            groups.n_groups.eq(offered.n_groups),
-            read_loops.start.eq(start),
-            read_loops.base.eq(offered.read_base),
-            read_loops.loops.count.eq(offered.count),
-            read_loops.loops.step.eq(offered.read_step),
-            read_loops.advance.eq(gather.pass_end),
-            finish.eq(gather.pass_end & read_loops.last),
+            groups.start.eq(accepted),
+            groups.stop.eq(stop),
+            gather.restart.eq(accepted & ~current.continues),
+            groups.base.eq(current.group_base),
+            groups.end_word.eq(group_end),
+            loops.start.eq(accepted),
+            loops.advance.eq(gather.pass_end),
+            read_base.start.eq(accept),
+            read_base.base.eq(offered.read_base),
+            read_base.advance.eq(gather.pass_end),
+            read_base.step.eq(loops.step),
+            read_base.steps.eq(current.read_step),
+            stop.eq((gather.pass_end & loops.last) | refused),
         ]
+        m.d.comb += [loops.count_less_1[i].eq(current.count_less_1[i]) for i in range(N_LOOPS)]
 
         # --- gather ------------------------------------------------------------------------
         scratchpad = place(m, platform, "scratchpad", Scratchpad(config))
-        base = delay(m, read_loops.address, pipeline.address - 1, "read_base")
-        issued = delay(m, gather.tag.valid, pipeline.address - 1, "issued", resets=True)
-        move = Signal()
+        wiring.connect(m, wiring.flipped(self.load_scratchpad), scratchpad.load)
+        base = delay(m, read_base.address, pipeline.address - 1, "read_base")
+        issued = delay(m, gather.tag.valid, pipeline.address, "issued", resets=True)
+        carries = Signal(config.lanes, reset_less=True)
         read_overflow = Signal()
-        carries = []
         for b in lanes:
             address = Signal(config.address_width, name=f"read_address_{b}", reset_less=True)
-            total = Signal(config.address_width + 1, name=f"read_total_{b}")
-            m.d.comb += [
-                total.eq(base + gather.offset[b]),
-                scratchpad.read_address[b].eq(address),
-            ]
-            with m.If(move):
-                m.d.sync += address.eq(
-                    Mux(self.busy, total[: config.address_width], self.read_request.payload)
-                )
-            carries.append(total[-1])
-        m.d.sync += read_overflow.eq(issued & reduce(or_, carries))
-        m.d.comb += scratchpad.read_enable.eq(move)
+            m.d.sync += Cat(address, carries[b]).eq(base + gather.offset[b])
+            m.d.comb += scratchpad.read_address[b].eq(address)
+        m.d.sync += read_overflow.eq(issued & carries.any())
 
         # --- route -------------------------------------------------------------------------
         match config.routing:
@@ -211,29 +219,25 @@ class Engine(wiring.Component):
                     product = (row * weights_per_row + n) * config.columns + column
                     m.d.comb += tree.i[n].eq(multipliers.product[product])
                 m.d.comb += accumulators.i[row * config.columns + column].eq(tree.o)
-        tag = delay(m, gather.tag, pipeline.accumulate, "tag", resets=True)
-        m.d.comb += accumulators.tag.eq(tag)
+        early = delay(m, gather.tag, pipeline.accumulate - TAG_LEAD, "tag", resets=True)
+        tag = delay(m, early, TAG_LEAD, "late_tag", resets=True)
+        m.d.comb += accumulators.tag.eq(early)
 
         # --- drain, requantise, scatter ------------------------------------------------------
         records = place(m, platform, "row_buffer", RowBuffer(config))
         drain = place(m, platform, "drain", DrainControl(config))
-        write_loops = place(m, platform, "write_loops", PositionLoops(config))
         scatter = place(m, platform, "scatter", ScatterWriter(config))
         wiring.connect(m, wiring.flipped(self.load_record), records.load)
         wiring.connect(m, records.record, drain.i)
         m.d.comb += [
-            records.start.eq(start),
-            records.base.eq(offered.record_base),
-            records.n_records.eq(offered.n_records),
+            records.start.eq(accepted),
+            records.base.eq(current.record_base),
+            records.end_word.eq(record_end),
             drain.tag.eq(tag),
             accumulators.shift.eq(drain.shift),
-            write_loops.start.eq(start),
-            write_loops.base.eq(offered.write_base),
-            write_loops.loops.count.eq(offered.count),
-            write_loops.loops.step.eq(offered.write_step),
-            write_loops.advance.eq(drain.pass_end),
         ]
-        latency = pipeline.drain - scatter.latency
+        latency = pipeline.drain - scatter.latency - SCATTER_LEAD
+        selected = delay(m, drain.record, pipeline.drain_select, "record")
         for d in range(config.drain_rows):
             for column in range(config.columns):
                 index = d * config.columns + column
@@ -241,9 +245,9 @@ class Engine(wiring.Component):
                 place(m, platform, f"requantiser_{d}_{column}", unit)
                 m.d.comb += [
                     unit.i.eq(accumulators.o[index]),
-                    unit.bias.eq(drain.record.bias[d]),
-                    unit.multiplier.eq(drain.record.multiplier[d]),
-                    unit.shift.eq(drain.record.shift[d]),
+                    unit.bias.eq(selected.bias[d]),
+                    unit.multiplier.eq(selected.multiplier[d]),
+                    unit.shift.eq(selected.shift[d]),
                     unit.low.eq(current.low),
                     unit.high.eq(current.high),
                     scatter.code[index].eq(unit.o),
@@ -253,55 +257,47 @@ class Engine(wiring.Component):
         valid = Signal(config.drain_rows)
         m.d.comb += valid.eq(Mux(drain.active, drain.record.valid.as_value(), 0))
         m.d.comb += scatter.valid.eq(delay(m, valid, latency, "row_valid", resets=True))
-        m.d.comb += scatter.base.eq(delay(m, write_loops.address, latency, "write_base"))
 
-        # --- host access -------------------------------------------------------------------
-        writing = Signal()
-        load = self.load_scratchpad
+        # The loops have gone on to later positions when a bundle drains: each group takes along
+        # which loop moves after it, and the write base makes the same moves behind the drain.
+        capture = Signal()
+        drain_step = Signal(step_layout(), reset_less=True)
+        m.d.comb += capture.eq(tag.valid & (tag.drain != 0))
+        group_step = delay(m, loops.step, pipeline.accumulate, "step")
+        with m.If(capture):
+            m.d.sync += drain_step.eq(group_step)
+        write_base = place(m, platform, "write_base", SteppedAddress(config.output_address_width))
         m.d.comb += [
-            writing.eq(reduce(or_, (scatter.enable[b].any() for b in lanes))),
-            load.ready.eq(~writing),
+            write_base.start.eq(accept),
+            write_base.base.eq(offered.write_base),
+            write_base.advance.eq(delay(m, drain.pass_end, latency, "pass_end", resets=True)),
+            write_base.step.eq(delay(m, drain_step, latency, "drain_step")),
+            write_base.steps.eq(current.write_step),
+            scatter.base.eq(write_base.address),
         ]
+
+        # --- output ------------------------------------------------------------------------
+        output = place(m, platform, "output_buffer", OutputBuffer(config))
+        wiring.connect(m, wiring.flipped(self.read_request), output.request)
+        wiring.connect(m, output.response, wiring.flipped(self.read_response))
         for b in lanes:
             m.d.comb += [
-                scratchpad.write_enable[b].eq(
-                    Mux(writing, scatter.enable[b], load.valid.replicate(config.block))
-                ),
-                scratchpad.write_address[b].eq(
-                    Mux(writing, scatter.address[b], load.payload.address)
-                ),
-                scratchpad.write_data[b].eq(
-                    Mux(
-                        writing,
-                        scatter.data[b],
-                        load.payload.data.word_select(b, config.bank_width),
-                    )
-                ),
+                output.write_enable[b].eq(scatter.enable[b]),
+                output.write_address[b].eq(scatter.address[b]),
+                output.write_data[b].eq(scatter.data[b]),
             ]
-        request = Signal()
-        m.d.comb += [
-            self.read_request.ready.eq(~self.busy & ~self.command.valid & move),
-            request.eq(self.read_request.valid & self.read_request.ready),
-            move.eq(~self.read_response.valid | self.read_response.ready),
-            self.read_response.payload.eq(Cat(scratchpad.read_data)),
-        ]
-        stages = [request]
-        for stage in range(1 + BANK_LATENCY):
-            following = Signal(name=f"read_{stage}")
-            with m.If(move):
-                m.d.sync += following.eq(stages[-1])
-            stages.append(following)
-        m.d.comb += [
-            self.read_response.valid.eq(stages[-1]),
-            reading.eq(reduce(or_, stages[1:])),
-        ]
 
         # --- status ------------------------------------------------------------------------
-        occupied = self._occupied(m, gather.tag.valid, pipeline.accumulate, "group_flight")
-        draining = self._occupied(m, drain.active, pipeline.drain, "row_flight")
-        m.d.comb += self.busy.eq(fetching | occupied | drain.active | draining)
-        m.d.sync += [was_busy.eq(self.busy), self.done.eq(was_busy & ~self.busy)]
-        self._count(m, start, gather, drain)
+        # A register of its own: what may be high in the next cycle, said by the registers of
+        # this one. Issue implies fetching, and the end of a drain an active one.
+        in_flight = self._recent(m, gather.tag.valid, pipeline.accumulate - 1, "group_flight")
+        in_output = self._recent(m, drain.active, pipeline.drain - 1, "row_flight")
+        m.d.sync += [
+            self.busy.eq(accept | fetching | in_flight | capture | drain.active | in_output),
+            was_busy.eq(self.busy),
+            self.done.eq(was_busy & ~self.busy),
+        ]
+        self._count(m, accepted, was_busy, gather, drain)
         for flag, event in (
             (self.error_config_hash, refused_hash),
             (self.error_command, refused_range | drain.missing),
@@ -313,24 +309,27 @@ class Engine(wiring.Component):
                 m.d.sync += flag.eq(0)
         return m
 
-    def _occupied(self, m: Module, event, n_cycles: int, name: str):
+    def _recent(self, m: Module, event, n_cycles: int, name: str):
         """High for the ``n_cycles`` cycles after each event."""
         flight = Signal(n_cycles, name=name)
         m.d.sync += flight.eq(Cat(event, flight)[:n_cycles])
         return flight.any()
 
-    def _count(self, m: Module, start, gather, drain) -> None:
+    def _count(self, m: Module, clear, was_busy, gather, drain) -> None:
+        """Count events a cycle late, so that each counter sees registers only."""
         events = {
-            "cycles": self.busy,
             "groups": gather.tag.valid & ~gather.replayed,
             "stalls": gather.stalled,
             "drains": drain.active,
             "conflicts": gather.conflicted,
             "replays": gather.replayed,
         }
+        late = {name: delay(m, event, 1, name, resets=True) for name, event in events.items()}
+        late["cycles"] = was_busy
         for name in COUNTERS:
+            m.d.comb += getattr(self, f"event_{name}").eq(late[name])
             counter = getattr(self, f"counter_{name}")
-            with m.If(start):
+            with m.If(clear):
                 m.d.sync += counter.eq(0)
-            with m.Elif(events[name]):
+            with m.Elif(late[name]):
                 m.d.sync += counter.eq(counter + 1)

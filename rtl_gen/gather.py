@@ -6,7 +6,7 @@ Both have the same members, so the engine wires either.
 from functools import reduce
 from operator import or_
 
-from amaranth.hdl import Module, Mux, Signal
+from amaranth.hdl import Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -37,7 +37,7 @@ class DrainGuard(wiring.Component):
 
     ``free`` is low for ``drain - 1`` cycles after an issue with that drain count, so that two
     bundles are captured at least as far apart as the first takes to drain.
-    Latency: none (``free`` is a function of a register).
+    Latency: none (``free`` is a function of a register). ``drain`` != 0 is issued only when free.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -46,12 +46,12 @@ class DrainGuard(wiring.Component):
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        left = Signal(self.config.drain_width)
-        m.d.comb += self.free.eq(left == 0)
-        with m.If(self.issue & (self.drain != 0)):
-            m.d.sync += left.eq(self.drain - 1)
-        with m.Elif(left != 0):
-            m.d.sync += left.eq(left - 1)
+        # Cycles to come, 0 or below when free; a bundle ends only then, so the OR is a choice.
+        left = Signal(signed(self.config.drain_width + 1))
+        ending = self.drain & self.issue.replicate(len(self.drain))
+        waiting = left & (~left[-1]).replicate(len(left))
+        m.d.sync += left.eq((ending | waiting).as_signed() - 1)
+        m.d.comb += self.free.eq(left[-1] | (left == 0))
         return m
 
 

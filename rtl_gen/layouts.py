@@ -43,20 +43,28 @@ def load_layout(address_width: int, word_width: int) -> data.StructLayout:
     return data.StructLayout({"address": address_width, "data": word_width})
 
 
-def loops_layout(config: EngineConfig) -> data.StructLayout:
-    """Counts of the position loops, innermost first, and the address step of each."""
+def scratchpad_load_layout(config: EngineConfig) -> data.StructLayout:
+    """One scratchpad row, and which elements of it to write.
+
+    ``channel_enable[bank * block + channel]`` and ``column_enable[column]``.
+    """
     return data.StructLayout(
         {
-            "count": data.ArrayLayout(COUNT_WIDTH, N_LOOPS),
-            "step": data.ArrayLayout(config.address_width, N_LOOPS),
+            "address": config.address_width,
+            "channel_enable": config.channels_per_row,
+            "column_enable": config.columns,
+            "data": config.scratchpad_row_width,
         }
     )
 
 
+def step_layout() -> data.StructLayout:
+    """Which loop moves at the next position: the innermost one that has not ended."""
+    return data.StructLayout({"inner_ended": 1, "middle_ended": 1})
+
+
 def command_layout(config: EngineConfig) -> data.StructLayout:
     """One run of the engine; see :class:`gshw.plan.Command`."""
-    address = unsigned(config.address_width)
-    steps = data.ArrayLayout(config.address_width, N_LOOPS)
     return data.StructLayout(
         {
             "config_hash": 32,
@@ -64,11 +72,11 @@ def command_layout(config: EngineConfig) -> data.StructLayout:
             "n_groups": config.group_address_width + 1,
             "record_base": config.record_address_width,
             "n_records": config.record_address_width + 1,
-            "read_base": address,
-            "write_base": address,
-            "count": data.ArrayLayout(COUNT_WIDTH, N_LOOPS),
-            "read_step": steps,
-            "write_step": steps,
+            "read_base": config.address_width,
+            "write_base": config.output_address_width,
+            "count_less_1": data.ArrayLayout(COUNT_WIDTH, N_LOOPS),
+            "read_step": data.ArrayLayout(config.address_width, N_LOOPS),
+            "write_step": data.ArrayLayout(config.output_address_width, N_LOOPS),
             "signed_input": 1,
             "low": signed(config.activation_width + 1),
             "high": signed(config.activation_width + 1),

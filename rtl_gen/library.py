@@ -1,6 +1,15 @@
 """Placing components in components: in place to simulate, as Verilog modules to emit."""
 
-from amaranth.hdl import ClockSignal, Instance, Module, ResetSignal, Signal, Value, ValueCastable
+from amaranth.hdl import (
+    ClockSignal,
+    DomainRenamer,
+    Instance,
+    Module,
+    ResetSignal,
+    Signal,
+    Value,
+    ValueCastable,
+)
 from amaranth.lib.wiring import Flow
 
 
@@ -27,8 +36,8 @@ class ModuleLibrary:
         self._convert = convert
         self._modules: dict[object, tuple[str, bool, bool]] = {}
 
-    def instance(self, component) -> Instance:
-        """An instance of the component's module, connected to its member signals."""
+    def instance(self, component, domain: str = "sync") -> Instance:
+        """An instance of the component's module, connected to its member signals and a domain."""
         kind = type(component)
         variant = getattr(component, "variant", ())
         if (kind, variant) not in self._modules:
@@ -38,9 +47,9 @@ class ModuleLibrary:
         name, has_clock, has_reset = self._modules[kind, variant]
         ports = [("o" if out else "i", port, value) for port, out, value in flat_ports(component)]
         if has_clock:
-            ports.append(("i", "clk", ClockSignal()))
+            ports.append(("i", "clk", ClockSignal(domain)))
         if has_reset:
-            ports.append(("i", "rst", ResetSignal()))
+            ports.append(("i", "rst", ResetSignal(domain)))
         return Instance(name, *ports)
 
     def _module_name(self, class_name: str) -> str:
@@ -53,8 +62,10 @@ class ModuleLibrary:
         return name if count == 1 else f"{name}_{count}"
 
 
-def place(m: Module, platform, name: str, component):
-    """Add a component as submodule ``name`` and return it."""
-    library = isinstance(platform, ModuleLibrary)
-    m.submodules[name] = platform.instance(component) if library else component
+def place(m: Module, platform, name: str, component, *, domain: str = "sync"):
+    """Add a component, clocked by ``domain``, as submodule ``name`` and return it."""
+    if isinstance(platform, ModuleLibrary):
+        m.submodules[name] = platform.instance(component, domain)
+    else:
+        m.submodules[name] = component if domain == "sync" else DomainRenamer(domain)(component)
     return component

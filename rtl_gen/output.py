@@ -3,21 +3,24 @@
 from functools import reduce
 from operator import or_
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from gshw.config import MULTIPLIER_WIDTH, SHIFT_WIDTH, EngineConfig
-from gshw.pipeline import REQUANTISE_LATENCY, SCATTER_LATENCY
+from gshw.pipeline import REQUANTISE_LATENCY, SCATTER_LEAD, scatter_latency
 from rtl_gen.delay import delay
 from rtl_gen.layouts import record_layout, tag_layout
+
+SHIFT_STEPS = ((4, 3), (2, 4), (0, 4))
+"""Lowest bit of every step of a shift by 0 to 46, and its choices: multiples of 16, 4 and 1."""
 
 
 class DrainControl(wiring.Component):
     """Takes one record per cycle for as many cycles as the captured bundle asks.
 
     Latency: the first record is taken the cycle after the tag with ``drain`` != 0. Throughput: one
-    record per cycle; a capture in the last drain cycle continues without a gap.
+    record per cycle; a capture in the last drain cycle, not before, continues without a gap.
 
     Members
     -------
@@ -53,28 +56,29 @@ class DrainControl(wiring.Component):
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        left = Signal(self.config.drain_width)
+        # Records to come, less 1: the sign bit says that there are none. A capture comes at 0 or
+        # below, so the OR is a choice.
+        left = Signal(signed(self.config.drain_width + 1), init=-1)
+        captured = self.tag.drain & self.tag.valid.replicate(self.config.drain_width)
+        to_come = left & self.active.replicate(len(left))
+        m.d.sync += left.eq((captured | to_come).as_signed() - 1)
         m.d.comb += [
-            self.active.eq(left != 0),
+            self.active.eq(~left[-1]),
             self.record.eq(self.i.payload.row),
             self.shift.eq(self.active & self.i.payload.row.advance[0]),
             self.i.ready.eq(self.active),
             self.pass_end.eq(self.active & self.i.payload.last),
             self.missing.eq(self.active & ~self.i.valid),
         ]
-        with m.If(self.tag.valid & (self.tag.drain != 0)):
-            m.d.sync += left.eq(self.tag.drain)
-        with m.Elif(left != 0):
-            m.d.sync += left.eq(left - 1)
         return m
 
 
 class Requantiser(wiring.Component):
     """``clamp((acc * multiplier + 2**(shift - 1)) >> shift, low, high)`` with ``acc = i + bias``.
 
-    Ties round towards +infinity. The product is made of two halves of the accumulator, the shift
-    in a coarse and a fine step; ``(p + 2**(s - 1)) >> s`` is computed as
-    ``((p >> (s - 1)) + 1) >> 1``.
+    Ties round towards +infinity. The product is made of two halves of the accumulator.
+    ``(p + 2**(s - 1)) >> s`` is computed as ``((p >> (s - 1)) + 1) >> 1``, and of ``p >> (s - 1)``
+    only the lowest ``activation_width + 2`` bits and whether the rest fits.
 
     Latency ``REQUANTISE_LATENCY``, throughput one value per cycle.
 
@@ -92,6 +96,7 @@ class Requantiser(wiring.Component):
 
     def __init__(self, accumulator_width: int, activation_width: int) -> None:
         self._accumulator_width = accumulator_width
+        self._window_width = activation_width + 2
         self._activation_width = activation_width
         self.variant = (accumulator_width, activation_width)
         super().__init__(
@@ -112,14 +117,81 @@ class Requantiser(wiring.Component):
 
     def elaborate(self, platform) -> Module:
         m = Module()
+        product = self._product(m)
+        negative = delay(m, product[-1], 7, "negative")
+
+        # By a multiple of 16, of 4, of 1: each keeps no more bits than the rest can bring down.
+        shift_less_1 = Signal(SHIFT_WIDTH, reset_less=True)
+        m.d.sync += shift_less_1.eq(self.shift - 1)
+        value, overflow = product, Const(0)
+        for index, (low_bit, n_choices) in enumerate(SHIFT_STEPS):
+            step = 1 << low_bit
+            stop = SHIFT_STEPS[index - 1][0] if index else SHIFT_WIDTH
+            n_steps = delay(m, shift_less_1[low_bit:stop], 2 * index, f"shift_by_{step}")
+            width = self._window_width + step - 1
+            value, lost = self._shifted(m, value, step, n_choices, n_steps, width)
+            overflow = delay(m, overflow, 1, f"overflow_before_{step}")
+            overflow = delay(m, overflow | lost, 1, f"overflow_{step}")
+
+        # Beside the rounding, whether its result is beyond a clamp: as (value + 1) >> 1 > high is
+        # value > 2 * high, and (value + 1) >> 1 < low is value < 2 * low - 1, which the lowest low
+        # has no room for: nothing in the window is below it.
+        lowest_low = -(1 << self._activation_width)
+        shape = signed(self._window_width)
+        lowest = Signal(shape, reset_less=True)
+        highest = Signal(shape, reset_less=True)
+        m.d.sync += [
+            lowest.eq(Mux(self.low == lowest_low, 2 * lowest_low, (self.low << 1) - 1)),
+            highest.eq(self.high << 1),
+        ]
+        above = self._greater(m, value, highest, "above")
+        below = self._greater(m, lowest, value, "below")
+        overflow = delay(m, overflow, 1, "overflow")
+        not_above = Signal(reset_less=True)
+        not_below = Signal(reset_less=True)
+        m.d.sync += [
+            not_above.eq(~Mux(overflow, ~negative, above)),
+            not_below.eq(~Mux(overflow, negative, below)),
+        ]
+
+        # One of the three, again by synchronous resets.
+        rounded = Signal(self._activation_width, reset_less=True)
+        m.d.sync += rounded.eq((value + 1) >> 1)
+        rounded = delay(m, delay(m, rounded, 1, "rounded"), 1, "inside")
+        high = delay(m, self.high[: self._activation_width], 1, "high")
+        low = delay(m, self.low[: self._activation_width], 1, "low")
+        with m.If(~(not_above & not_below)):
+            m.d.sync += rounded.eq(0)
+        with m.If(not_above):
+            m.d.sync += high.eq(0)
+        with m.If(not_below):
+            m.d.sync += low.eq(0)
+        m.d.comb += self.o.eq(delay(m, rounded | high | low, 1, "code"))
+        return m
+
+    def _greater(self, m: Module, a: Value, b: Value, name: str) -> Value:
+        """Whether ``a > b``, both two's complement of the window's width, after one cycle.
+
+        Compared by pairs of bits, so that the result is two LUT4 deep.
+        """
+        n_pairs = (self._window_width + 1) // 2
+        greater = Signal(n_pairs, name=f"{name}_greater", reset_less=True)
+        equal = Signal(n_pairs, name=f"{name}_equal", reset_less=True)
+        result = Const(0)
+        for n in range(n_pairs):
+            pairs = (x[2 * n : 2 * n + 2] for x in (a, b))
+            x, y = (pair.as_signed() if n == n_pairs - 1 else pair for pair in pairs)
+            m.d.sync += [greater[n].eq(x > y), equal[n].eq(x == y)]
+            result = greater[n] | (equal[n] & result)
+        return result
+
+    def _product(self, m: Module) -> Signal:
+        """``(i + bias) * multiplier`` after three cycles."""
         # The low part is unsigned, the high part keeps the sign and at least one bit.
         low_width = min(MULTIPLIER_WIDTH, self._accumulator_width - 1)
         high_width = self._accumulator_width - low_width
-        product_width = self._accumulator_width + MULTIPLIER_WIDTH
-
         biased = Signal(signed(self._accumulator_width), reset_less=True)
         m.d.sync += biased.eq(self.i + self.bias)
-
         multiplier = delay(m, self.multiplier, 1, "multiplier")
         product_low = Signal(low_width + MULTIPLIER_WIDTH, reset_less=True)
         product_high = Signal(signed(high_width + MULTIPLIER_WIDTH), reset_less=True)
@@ -127,58 +199,63 @@ class Requantiser(wiring.Component):
             product_low.eq(biased[:low_width] * multiplier),
             product_high.eq(biased[low_width:].as_signed() * multiplier),
         ]
-
-        product = Signal(signed(product_width), reset_less=True)
+        product = Signal(signed(self._accumulator_width + MULTIPLIER_WIDTH), reset_less=True)
         upper = Signal(signed(high_width + MULTIPLIER_WIDTH))
         m.d.comb += upper.eq(product_high + product_low[low_width:])
         m.d.sync += product.eq(Cat(product_low[:low_width], upper))
+        return product
 
-        shift_less_1 = Signal(SHIFT_WIDTH)
-        m.d.comb += shift_less_1.eq(self.shift - 1)
-        coarse_step = delay(m, shift_less_1, 3, "shift")
-        coarse = Signal(signed(product_width), reset_less=True)
-        m.d.sync += coarse.eq(product >> Cat(0, 0, 0, coarse_step[3:]))
+    def _shifted(
+        self, m: Module, value: Value, step: int, n_choices: int, n_steps: Value, width: int
+    ) -> tuple[Value, Value]:
+        """``value >> step * n_steps``, and whether ``width`` bits lost some of it, a cycle earlier.
 
-        fine_step = delay(m, coarse_step[:3], 1, "fine_shift")
-        fine = Signal(signed(product_width), reset_less=True)
-        m.d.sync += fine.eq(coarse >> fine_step)
+        ``value`` follows ``n_steps`` by two cycles. Latency 2. Every choice has a register, which a
+        synchronous reset clears unless it is the one; then they are ORed.
+        """
+        choices, lost = [], []
+        for n in range(n_choices):
+            bits = value[min(step * n, len(value) - 1) :][:width]
+            choice = Signal(width, name=f"by_{step}_{n}", reset_less=True)
+            m.d.sync += choice.eq(Cat(bits, bits[-1].replicate(width - len(bits))))
+            skipped = Signal(name=f"not_by_{step}_{n}", reset_less=True)
+            m.d.sync += skipped.eq(n_steps != n)
+            with m.If(delay(m, skipped, 1, f"not_by_{step}_{n}")):
+                m.d.sync += choice.eq(0)
+            choices.append(choice)
+        # Bits that a shift by n steps leaves above are a step each, from step n on.
+        for n, low in enumerate(range(width - 1, len(value) - 1, step)):
+            reaches_not = Signal(name=f"ends_below_{step}_{n}", reset_less=True)
+            m.d.sync += reaches_not.eq(n_steps <= n)
+            reaches_not = delay(m, reaches_not, 2, f"ends_below_{step}_{n}")
+            differ = delay(m, _differences(value[low : low + step + 1]), 1, f"differ_{step}_{n}")
+            lost.append(reaches_not & differ.any())
+        return delay(m, reduce(or_, choices), 1, f"by_{step}"), reduce(or_, lost, Const(0))
 
-        # Two bits beyond a code are enough to clamp: saturate to them, then compare narrowly.
-        rounded = Signal(signed(product_width))
-        narrow = Signal(signed(self._activation_width + 2), reset_less=True)
-        top = rounded[len(narrow) - 1 :]
-        m.d.comb += rounded.eq((fine + 1) >> 1)
-        m.d.sync += narrow.eq(rounded)
-        with m.If(~rounded[-1] & top.any()):
-            m.d.sync += narrow.eq((1 << (len(narrow) - 1)) - 1)
-        with m.Elif(rounded[-1] & ~top.all()):
-            m.d.sync += narrow.eq(-(1 << (len(narrow) - 1)))
 
-        code = Signal(self._activation_width, reset_less=True)
-        m.d.sync += code.eq(
-            Mux(narrow < self.low, self.low, Mux(narrow > self.high, self.high, narrow))
-        )
-        m.d.comb += self.o.eq(code)
-        return m
+def _differences(bits) -> Value:
+    """Whether the bits differ, for every four of them; the fours overlap by one."""
+    fours = (bits[n : n + 4] for n in range(0, max(1, len(bits) - 1), 3))
+    return Cat((four[1:] ^ four[:-1]).any() for four in fours)
 
 
 class ScatterWriter(wiring.Component):
     """Turns drained rows into bank writes: output row r goes to its channel block's bank.
 
     The bits of a row number are (from bit 0) channel in the word, bank, word offset. Rows of one
-    cycle go to different banks or to different channels of one word, so an AND-OR per bank
-    suffices.
+    cycle go to different banks or to different channels of one word, so multiplexers suffice.
 
-    Latency ``SCATTER_LATENCY``, throughput ``drain_rows`` rows per cycle.
+    Latency: writes come ``latency`` cycles after the codes, which are due ``SCATTER_LEAD`` cycles
+    after their ``valid``, ``row`` and ``base``. Throughput: ``drain_rows`` rows per cycle.
 
     Members
     -------
     valid, row, code
         Per drained row (``code``: ``drain_row * columns + column``).
     base
-        Scratchpad address of the position's first output word.
+        Output buffer address of the position's first word.
     enable, address, data
-        Per bank, as the scratchpad's write port.
+        Per bank, as the output buffer's write port.
     overflow
         An address left the bank (one cycle, with the write, which is suppressed).
     """
@@ -190,9 +267,9 @@ class ScatterWriter(wiring.Component):
                 "valid": In(config.drain_rows),
                 "row": In(config.row_width).array(config.drain_rows),
                 "code": In(config.activation_width).array(config.drain_rows * config.columns),
-                "base": In(config.address_width),
+                "base": In(config.output_address_width),
                 "enable": Out(config.block).array(config.lanes),
-                "address": Out(config.address_width).array(config.lanes),
+                "address": Out(config.output_address_width).array(config.lanes),
                 "data": Out(config.bank_width).array(config.lanes),
                 "overflow": Out(1),
             }
@@ -200,48 +277,78 @@ class ScatterWriter(wiring.Component):
 
     @property
     def latency(self) -> int:
-        return SCATTER_LATENCY
+        return scatter_latency(self.config.drain_rows)
 
     def elaborate(self, platform) -> Module:
         m = Module()
         config = self.config
         rows = range(config.drain_rows)
-        channel, address, legal, payload = [], [], [], []
+        place_width = config.log2_block + config.log2_lanes
+        low_width = place_width // 2
+
+        # A row's place, channel and bank, is decoded in two halves: the upper one knows whether
+        # the row is written at all.
+        addresses, upper, lower, lost = [], [], [], []
         for d in rows:
-            row = self.row[d]
-            select = Signal(config.block, name=f"channel_{d}")
-            total = Signal(config.address_width + 1, name=f"total_{d}")
-            fits = Signal(name=f"legal_{d}")
-            codes = Cat(self.code[d * config.columns + column] for column in range(config.columns))
-            place = row[: config.log2_block] if config.log2_block else 0
-            m.d.comb += [
-                select.eq(1 << place),
-                total.eq(self.base + row[config.log2_block + config.log2_lanes :]),
-                fits.eq(self.valid[d] & ~total[-1]),
-            ]
-            channel.append(select)
-            address.append(total[: config.address_width])
-            legal.append(fits)
-            payload.append(Cat(Mux(select[c], codes, 0) for c in range(config.block)))
+            total = Signal(config.output_address_width + 1, name=f"total_{d}", reset_less=True)
+            row, valid = self.row[d], self.valid[d]
+            m.d.sync += total.eq(self.base + row[place_width:])
+            decoded = _one_hot(m, row[low_width:place_width], valid, f"upper_{d}")
+            legal = Signal(len(decoded), name=f"legal_{d}")
+            lost.append(delay(m, valid, 1, f"valid_{d}", resets=True) & total[-1])
+            m.d.sync += legal.eq(Mux(total[-1], 0, decoded))
+            upper.append(legal)
+            decoded = _one_hot(m, row[:low_width], 1, f"lower_{d}")
+            lower.append(delay(m, decoded, 1, f"lower_{d}_late"))
+            address = total[: config.output_address_width]
+            addresses.append(delay(m, address, SCATTER_LEAD - 1, f"address_{d}"))
+        overflow = delay(m, reduce(or_, lost), self.latency + 1, "overflow", resets=True)
+        m.d.sync += self.overflow.eq(overflow)
+
+        def hit(d: int, place: int):
+            return upper[d][place >> low_width] & lower[d][place & ((1 << low_width) - 1)]
+
+        codes = [Cat(self.code[d * config.columns :][: config.columns]) for d in rows]
         for b in range(config.lanes):
-            hits = []
-            for d in rows:
-                hit = Signal(name=f"hit_{b}_{d}")
-                bank = self.row[d][config.log2_block :][: config.log2_lanes]
-                m.d.comb += hit.eq(legal[d] & (bank == b))
-                hits.append(hit)
-            enable = Signal(config.block, name=f"bank_enable_{b}")
-            bank_address = Signal(config.address_width, name=f"bank_address_{b}", reset_less=True)
-            bank_data = Signal(config.bank_width, name=f"bank_data_{b}", reset_less=True)
-            m.d.sync += [
-                enable.eq(reduce(or_, (Mux(hits[d], channel[d], 0) for d in rows))),
-                bank_address.eq(reduce(or_, (Mux(hits[d], address[d], 0) for d in rows))),
-                bank_data.eq(reduce(or_, (Mux(hits[d], payload[d], 0) for d in rows))),
-            ]
+            places = range(b * config.block, (b + 1) * config.block)
+            words, enables = [], []
+            for channel, place in enumerate(places):
+                hits = [hit(d, place) for d in rows]
+                words.append(_chosen(m, hits, codes, f"code_{b}_{channel}"))
+                enables.append(reduce(or_, hits))
+            bank_hits = [reduce(or_, (hit(d, place) for place in places)) for d in rows]
+            enable = delay(m, Cat(enables), self.latency + 1, f"enable_{b}", resets=True)
             m.d.comb += [
                 self.enable[b].eq(enable),
-                self.address[b].eq(bank_address),
-                self.data[b].eq(bank_data),
+                self.address[b].eq(_chosen(m, bank_hits, addresses, f"address_{b}")),
+                self.data[b].eq(Cat(words)),
             ]
-        m.d.sync += self.overflow.eq(reduce(or_, (self.valid[d] & ~legal[d] for d in rows)))
         return m
+
+
+def _one_hot(m: Module, number, enable, name: str) -> Signal:
+    """Registered decode of ``number``; all zero unless ``enable``."""
+    decoded = Signal(1 << len(number), name=name)
+    for n in range(len(decoded)):
+        m.d.sync += decoded[n].eq(enable & (number == n))
+    return decoded
+
+
+def _chosen(m: Module, hits: list, values: list, name: str):
+    """The value whose bit of ``hits`` was set a cycle ago; any of them where none was.
+
+    Multiplexers of two with a register behind each: latency ``scatter_latency(len(values))``.
+    """
+    if len(values) == 1:
+        return delay(m, values[0], 1, f"{name}_0")
+    level = 0
+    while len(values) > 1:
+        picked = []
+        for n in range(0, len(values), 2):
+            stem = f"{name}_{level}_{n // 2}"
+            select = delay(m, hits[n + 1], 1 + level, f"{stem}_select")
+            picked.append(delay(m, Mux(select, values[n + 1], values[n]), 1, stem))
+        values = picked
+        hits = [a | b for a, b in zip(hits[::2], hits[1::2], strict=True)]
+        level += 1
+    return values[0]

@@ -10,8 +10,8 @@ from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from gshw.benes import stage_bits, stage_pairs
-from gshw.pipeline import BENES_STAGES_PER_REGISTER, benes_latency
+from gshw.benes import stage_pairs
+from gshw.pipeline import benes_latency
 from rtl_gen.delay import delay
 
 
@@ -80,8 +80,8 @@ class Crossbar(wiring.Component):
 class BenesNetwork(wiring.Component):
     """Any permutation of the banks, by switches set as :func:`gshw.benes.switch_settings` says.
 
-    Latency ``benes_latency(log2 n_lanes)``: a register after every second stage. Throughput one
-    permutation per cycle.
+    Latency ``benes_latency(log2 n_lanes)``: a register after every stage, so that every bit of a
+    stage is one LUT and its register. Throughput one permutation per cycle.
 
     Members
     -------
@@ -90,14 +90,14 @@ class BenesNetwork(wiring.Component):
     """
 
     def __init__(self, n_lanes: int, width: int) -> None:
-        self._n_lanes = n_lanes
-        self._log2_lanes = n_lanes.bit_length() - 1
         self._width = width
         self.variant = (n_lanes, width)
+        self._log2_lanes = n_lanes.bit_length() - 1
+        self._pairs = stage_pairs(self._log2_lanes)
         super().__init__(
             {
                 "i": In(width).array(n_lanes),
-                "switch": In((2 * self._log2_lanes - 1) * (n_lanes // 2)),
+                "switch": In(sum(map(len, self._pairs))),
                 "o": Out(width).array(n_lanes),
             }
         )
@@ -108,32 +108,21 @@ class BenesNetwork(wiring.Component):
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        n_lanes, n_pairs = self._n_lanes, self._n_lanes // 2
         words = list(self.i)
-        bits = stage_bits(self._log2_lanes)
-        for stage, bit in enumerate(bits):
-            control = delay(
-                m,
-                self.switch[stage * n_pairs : (stage + 1) * n_pairs],
-                stage // BENES_STAGES_PER_REGISTER,
-                f"switch_{stage}",
-            )
-            registered = stage % BENES_STAGES_PER_REGISTER == BENES_STAGES_PER_REGISTER - 1
-            domain = m.d.sync if registered or stage == len(bits) - 1 else m.d.comb
-            following = [
-                Signal(self._width, name=f"stage_{stage}_{p}", reset_less=True)
-                for p in range(n_lanes)
-            ]
-            for pair, (low, high) in enumerate(stage_pairs(n_lanes, bit)):
+        first_switch = 0
+        for stage, pairs in enumerate(self._pairs):
+            switches = self.switch[first_switch : first_switch + len(pairs)]
+            control = delay(m, switches, stage, f"switch_{stage}")
+            first_switch += len(pairs)
+            routed = list(words)
+            for index, (low, high) in enumerate(pairs):
                 # Equal to two multiplexers; written with XOR so that simulators do not branch on
                 # the switches, which no branch predictor can guess.
-                swap = Signal(self._width, name=f"swap_{stage}_{pair}")
-                exchange = control[pair].replicate(self._width)
+                swap = Signal(self._width, name=f"swap_{stage}_{index}")
+                exchange = control[index].replicate(self._width)
                 m.d.comb += swap.eq((words[low] ^ words[high]) & exchange)
-                domain += [
-                    following[low].eq(words[low] ^ swap),
-                    following[high].eq(words[high] ^ swap),
-                ]
-            words = following
+                routed[low] = words[low] ^ swap
+                routed[high] = words[high] ^ swap
+            words = [delay(m, word, 1, f"stage_{stage}_{p}") for p, word in enumerate(routed)]
         m.d.comb += [o.eq(word) for o, word in zip(self.o, words, strict=True)]
         return m

@@ -1,12 +1,11 @@
 """The core with flat ports: what the Verilog module ``gshw_core`` offers, and its description."""
 
-from dataclasses import dataclass
-
 from amaranth.hdl import Module, Shape, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import Flow, In, Out
 
 from gshw.config import EngineConfig
+from gshw.package.interface import Port
 from gshw.registers import COUNTER_WIDTH, COUNTERS, ERRORS
 from rtl_gen.engine import Engine
 from rtl_gen.library import place
@@ -15,11 +14,11 @@ TOP_NAME = "gshw_core"
 
 _STREAMS = {
     "command": "runs the engine over a tile; accepted when idle",
-    "load_scratchpad": "fills one scratchpad row; waits while results are written",
+    "load_scratchpad": "fills elements of one scratchpad row, at any time",
     "load_group": "fills one group word, at any time",
     "load_record": "fills one row-parameter record, at any time",
-    "read_request": "asks for one scratchpad row, while idle",
-    "read_response": "the scratchpad rows asked for, in order",
+    "read_request": "asks for one row of the output buffer, at any time",
+    "read_response": "the rows asked for, in order",
 }
 
 _FIELDS = {
@@ -29,8 +28,8 @@ _FIELDS = {
     "command_record_base": "first row-parameter record",
     "command_n_records": "records per position; 0 if no bundle ends in this command",
     "command_read_base": "scratchpad address of the first position's window",
-    "command_write_base": "scratchpad address of the first position's results",
-    "command_count": "positions along loop {index} (0 is innermost), at least 1",
+    "command_write_base": "output buffer address of the first position's results",
+    "command_count_less_1": "positions along loop {index} (0 is innermost), less 1",
     "command_read_step": "added to the read address when loop {index} advances",
     "command_write_step": "added to the write address when loop {index} advances",
     "command_signed_input": "1: activations are two's complement",
@@ -38,6 +37,8 @@ _FIELDS = {
     "command_high": "highest output code, signed",
     "command_continues": "1: the first bundle goes on from the command before",
     "load_scratchpad_address": "word address in every bank",
+    "load_scratchpad_channel_enable": "bit bank * block + channel: write this channel of the bank",
+    "load_scratchpad_column_enable": "bit v: write column v of the enabled channels",
     "load_scratchpad_data": "one word per bank, bank 0 in the lowest bits",
     "load_group_address": "entry of the group buffer",
     "load_group_data": "group word, see the format description",
@@ -53,16 +54,6 @@ _PLAIN = {
     "done": "one cycle, after busy falls",
     "config_hash": "first 32 bits of the SHA-256 of the config's canonical form",
 }
-
-
-@dataclass(frozen=True)
-class Port:
-    """One port of the top module."""
-
-    name: str
-    direction: str
-    width: int
-    description: str
 
 
 def _flat_fields(name: str, value) -> list[tuple[str, Value]]:
@@ -88,6 +79,8 @@ class Core(wiring.Component):
         self.ports: list[Port] = []
         members = {}
         for name, member in self._engine.signature.members.items():
+            if name.startswith("event_"):
+                continue
             inner = getattr(self._engine, name)
             outward = member.flow is Flow.Out
             if member.is_signature:

@@ -2,7 +2,9 @@
 
 Every component becomes one module with its own member names as ports. Amaranth's RTLIL goes
 through Yosys' ``proc`` and ``opt_clean``; then empty memories are cleared by a loop and names
-become plain identifiers. The text depends on nothing but the component.
+become plain identifiers. Memories carry ``no_rw_check``: what a read gives of a word that is being
+written is undefined, so that synthesis adds no logic to give the old word. The text depends on
+nothing but the component.
 """
 
 import re
@@ -18,6 +20,23 @@ _SCRIPT = "proc -noopt\nopt_expr\nopt_clean\nmemory_collect\nopt_clean\nwrite_ve
 _MODULE = re.compile(r"^module (\w+)(\(.*?^endmodule\n)", re.S | re.M)
 _ESCAPED = re.compile(r"\\(\S+) ")
 _ZERO_WORD = re.compile(r"^ +(\S+)\[\d+\] = (\d+)'[hd]0+;\n", re.M)
+_MEMORY = re.compile(r"^(  reg (?:\[[^\]]*\] )?\w+ \[[^\]]*\];\n)", re.M)
+_SYSTEMVERILOG_KEYWORDS = frozenset(
+    """accept_on alias always_comb always_ff always_latch assert assume before bind bins binsof bit
+    break byte chandle checker class clocking const constraint context continue cover covergroup
+    coverpoint cross dist do endchecker endclass endclocking endgroup endinterface endpackage
+    endprogram endproperty endsequence enum eventually expect export extends extern final
+    first_match foreach forkjoin global iff ignore_bins illegal_bins implements implies import
+    inside int interconnect interface intersect join_any join_none let local logic longint matches
+    modport nettype new nexttime null package packed priority program property protected pure rand
+    randc randcase randsequence ref reject_on restrict return s_always s_eventually s_nexttime
+    s_until s_until_with sequence shortint shortreal soft solve static string strong struct super
+    sync_accept_on sync_reject_on tagged this throughout timeprecision timeunit type typedef union
+    unique unique0 until until_with untyped var virtual void wait_order weak wildcard with
+    within""".split()  # noqa: SIM905
+)
+"""Words of IEEE 1800 that are plain names in the Verilog that Yosys writes."""
+_WORD = re.compile(r"\b[a-z_0-9]+\b")
 _WIRE_AGAIN = re.compile(r"^  wire (\[[^\]]*\] )?(\w+);\n", re.M)
 
 
@@ -52,6 +71,8 @@ def _plain_names(body: str) -> str:
         if name not in renamed:
             stem = re.sub(r"\W+", "_", name).strip("_")
             stem = stem if stem[:1].isalpha() else f"net_{stem}"
+            # Yosys escapes a name that is plain already because it is a keyword.
+            stem = f"{stem}_" if stem == name else stem
             plain, count = stem, 1
             while plain in taken:
                 count += 1
@@ -64,9 +85,17 @@ def _plain_names(body: str) -> str:
     return re.sub(r"\0(\w+) (?=[;,)\[\]])", r"\1", body).replace("\0", "")
 
 
+def _no_keywords(body: str) -> str:
+    """Give names that are keywords of SystemVerilog an underscore; many tools read as that."""
+    return _WORD.sub(
+        lambda m: f"{m[0]}_" if m[0] in _SYSTEMVERILOG_KEYWORDS else m[0],
+        body,
+    )
+
+
 def _tidy(body: str) -> str:
     """Plain names, one line per port, no second declaration of a port."""
-    body = _clear_by_loop(_plain_names(body))
+    body = _MEMORY.sub(r"  (* no_rw_check *)\n\1", _clear_by_loop(_no_keywords(_plain_names(body))))
     header, rest = body.split(");", 1)
     ports = re.findall(r"\w+", header)
     declared = set(ports)

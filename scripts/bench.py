@@ -33,6 +33,7 @@ from pruning.patterns.pattern import Projection, ScoredMatrix
 from rtl_gen.emit import cached_core_verilog
 from rtl_gen.top import TOP_NAME
 from scripts import bench_compensation
+from scripts.bench_overlap import OverlapCase, measure_overlap
 from scripts.bench_pruning import (
     bench_kept,
     bench_optimal,
@@ -373,6 +374,26 @@ def bench_golden(results: Results, devices: dict) -> None:
     results.data["golden"] = {"seconds": seconds}
 
 
+def bench_overlap(results: Results, devices: dict) -> None:
+    """Loads, compute and stores at the same time: whole programs on ``gshw_axi``."""
+    cases = []
+    for shape, resource in (
+        (Shape("256 x 2304, 14 x 14 map", 256, conv_window(256, 3), 0.90, (14, 14)), "compute"),
+        (Shape("4096 x 4096, 1 position", 4096, Geometry.linear(4096), 0.91), "memory read"),
+    ):
+        for name in ("h16", "v16x4"):
+            config = load_config(name)
+            rng = np.random.default_rng(SEED)
+            weights = _random_weights(rng, (shape.rows, shape.geometry.n_columns))
+            layer = _encode(config.engine, shape.name, weights, shape.geometry, shape.sparsity)
+            n_samples = config.engine.columns if resource == "compute" else 1
+            size = (n_samples, *shape.positions, shape.geometry.in_channels)
+            cases.append(OverlapCase(config, layer, rng.integers(0, 256, size), resource))
+    table, rows = measure_overlap(cases)
+    results.tables.append(table)
+    results.data["overlap"] = rows
+
+
 def _pruning(name: str, measure) -> Callable[[Results, dict], None]:
     """A part of :mod:`scripts.bench_pruning`."""
 
@@ -395,6 +416,7 @@ PARTS = {
     "utilisation": bench_utilisation,
     "runner": bench_runner,
     "encoder": bench_encoder,
+    "overlap": bench_overlap,
     "golden": bench_golden,
     "demo": bench_demo,
     "optimal": _pruning("optimal", bench_optimal),

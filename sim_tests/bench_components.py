@@ -18,14 +18,14 @@ from gshw.config import Gather, load_config
 from gshw.encoding import Requantisation
 from gshw.golden import requantise
 from gshw.layout import group_fields, group_head_fields, record_fields, word_width
-from gshw.pipeline import Pipeline
+from gshw.pipeline import SCATTER_LEAD, TAG_LEAD, Pipeline
 from gshw.plan import Command
 from rtl_gen.layouts import (
     group_head_layout,
     load_layout,
-    loops_layout,
     record_layout,
     route_width,
+    scratchpad_load_layout,
     tag_layout,
 )
 from sim_tests.bench_support import (
@@ -54,9 +54,9 @@ async def start(dut) -> Random:
     return Random(SEED)
 
 
-def pack(layout: data.Layout, **values) -> int:
-    """Bits of a payload."""
-    return layout.const(values).as_bits()
+def pack(layout: data.Layout, elements=None, **values) -> int:
+    """Bits of a payload: fields by name, or the elements of an array."""
+    return layout.const(values if elements is None else elements).as_bits()
 
 
 def spread(port: str, values) -> dict[str, int]:
@@ -130,6 +130,7 @@ async def multipliers_are_exact(dut):
     mask = (1 << (CONFIG.weight_width + width)) - 1
     for is_signed in (False, True):
         dut.multipliers_signed_input.value = int(is_signed)
+        await cycles(dut, 1)
         low, high = CONFIG.activation_range(is_signed)
         top = CONFIG.max_weight
         inputs, expected = [], []
@@ -195,31 +196,36 @@ async def accumulators_keep_finished_sums_while_the_next_add_up(dut):
     n_slices = CONFIG.rows // CONFIG.drain_rows
     layout = tag_layout(CONFIG)
     sums, finished, current = [0] * n_sums, None, 0
+    ahead = [{"valid": 0, "first": 0, "drain": 0}] * TAG_LEAD
+    due: list = [None] * LATENCY["accumulators"]
     for _ in range(40):
         n_groups = random.randint(1, 5)
         left = n_groups
         while left:
             valid = random.random() < 0.7
             first, last = left == n_groups, left == 1
-            values = [random.choice((-half, half - 1, random.randrange(-half, half))) for _ in sums]
+            left -= valid
             drain = random.randint(1, CONFIG.rows) if last or not valid else 0
-            fields = {"valid": int(valid), "first": int(first if valid else 1), "drain": drain}
+            ahead.append({"valid": int(valid), "first": int(first or not valid), "drain": drain})
             shift = int(finished is not None and current + 1 < n_slices and random.random() < 0.6)
-            dut.accumulators_tag.value = pack(layout, **fields)
+            values = [random.choice((-half, half - 1, random.randrange(-half, half))) for _ in sums]
+            dut.accumulators_tag.value = pack(layout, **ahead[-1])
             dut.accumulators_shift.value = shift
             for index, value in enumerate(values):
                 getattr(dut, f"accumulators_i_{index}").value = value & mask
             current += shift
-            if valid:
-                sums = [(0 if first else s) + v for s, v in zip(sums, values)]
-                left -= 1
-                if last:
+            tag = ahead.pop(0)
+            if tag["valid"]:
+                sums = [(0 if tag["first"] else s) + v for s, v in zip(sums, values)]
+                if tag["drain"]:
                     finished, current = list(sums), 0
             await FallingEdge(dut.clk)
-            if finished is not None:
+            rows = finished and finished[current * stride : (current + 1) * stride]
+            due.append(rows and [row & mask for row in rows])
+            wanted = due.pop(0)
+            if wanted is not None:
                 got = [int(getattr(dut, f"accumulators_o_{n}").value) for n in range(stride)]
-                rows = finished[current * stride : (current + 1) * stride]
-                assert got == [row & mask for row in rows]
+                assert got == wanted
 
 
 # --- routing -------------------------------------------------------------------------------------
@@ -264,37 +270,40 @@ async def crossbar_routes_any_bank_to_any_lane(dut):
 
 @cocotb.test()
 async def scratchpad_reads_what_was_written(dut):
-    """Random writes of single channels and reads of other words, with the read pipe stalled."""
+    """A load of any elements of a row and a read of every bank in every cycle."""
     random = await start(dut)
-    lanes, block, depth = CONFIG.lanes, CONFIG.block, 16
-    channel_width = CONFIG.bank_width // block
-    names = [f"scratchpad_read_data_{b}" for b in range(lanes)]
+    lanes, block, columns, depth = CONFIG.lanes, CONFIG.block, CONFIG.columns, 16
+    width = CONFIG.activation_width
+    layout = scratchpad_load_layout(CONFIG)
     memory = [[0] * depth for _ in range(lanes)]
-    for b, address in itertools.product(range(lanes), range(depth)):
-        getattr(dut, f"scratchpad_write_enable_{b}").value = (1 << block) - 1
-        getattr(dut, f"scratchpad_write_address_{b}").value = address
-        getattr(dut, f"scratchpad_write_data_{b}").value = 0
+
+    def load(valid: int, address: int, channels: int, columns_mask: int, row: int) -> None:
+        dut.scratchpad_load_valid.value = valid
+        fields = {"address": address, "channel_enable": channels, "column_enable": columns_mask}
+        dut.scratchpad_load_payload.value = pack(layout, **fields, data=row)
+        for b, c, v in itertools.product(range(lanes), range(block), range(columns)):
+            if valid and channels >> (b * block + c) & 1 and columns_mask >> v & 1:
+                bits = (1 << width) - 1 << (c * columns + v) * width
+                word = row >> b * CONFIG.bank_width
+                memory[b][address] = memory[b][address] & ~bits | word & bits
+
+    every_channel, every_column = (1 << lanes * block) - 1, (1 << columns) - 1
+    for address in range(depth):
+        load(1, address, every_channel, every_column, 0)
         await cycles(dut, 1)
     pipe: list[list[int]] = []
     for _ in range(4 * N_WORDS):
-        moving = random.random() < 0.7
-        read = [random.randrange(depth) for _ in range(lanes)]
-        dut.scratchpad_read_enable.value = int(moving)
-        if moving:
-            pipe = [[memory[b][read[b]] for b in range(lanes)], *pipe][: LATENCY["scratchpad"]]
+        address = random.randrange(depth)
+        read = [(address + random.randrange(1, depth)) % depth for _ in range(lanes)]
+        pipe = [[memory[b][read[b]] for b in range(lanes)], *pipe][: LATENCY["scratchpad"]]
         for b in range(lanes):
-            address = (read[b] + random.randrange(1, depth)) % depth
-            enable, word = random.getrandbits(block), random.getrandbits(CONFIG.bank_width)
             getattr(dut, f"scratchpad_read_address_{b}").value = read[b]
-            getattr(dut, f"scratchpad_write_enable_{b}").value = enable
-            getattr(dut, f"scratchpad_write_address_{b}").value = address
-            getattr(dut, f"scratchpad_write_data_{b}").value = word
-            for channel in range(block):
-                if enable >> channel & 1:
-                    bits = (1 << channel_width) - 1 << channel * channel_width
-                    memory[b][address] = memory[b][address] & ~bits | word & bits
+        row = random.getrandbits(CONFIG.scratchpad_row_width)
+        channels, columns_mask = (random.getrandbits(n) for n in (lanes * block, columns))
+        load(random.getrandbits(1), address, channels, columns_mask, row)
         await FallingEdge(dut.clk)
         if len(pipe) == LATENCY["scratchpad"]:
+            names = (f"scratchpad_read_data_{b}" for b in range(lanes))
             assert [int(getattr(dut, name).value) for name in names] == pipe[-1]
 
 
@@ -309,11 +318,11 @@ async def load(dut, name: str, width: int, address_width: int, entries: dict[int
     await stream.send({"payload": pack(layout, address=a, data=d)} for a, d in entries.items())
 
 
-async def kick(dut, name: str, count_port: str, base: int, n_entries: int) -> None:
+async def kick(dut, name: str, base: int, n_entries: int) -> None:
     """One cycle of ``start``."""
     getattr(dut, f"{name}_start").value = 1
     getattr(dut, f"{name}_base").value = base
-    getattr(dut, f"{name}_{count_port}").value = n_entries
+    getattr(dut, f"{name}_end_word").value = base + n_entries
     await cycles(dut, 1)
     getattr(dut, f"{name}_start").value = 0
 
@@ -322,7 +331,6 @@ async def check_loop(
     dut,
     random: Random,
     name: str,
-    count_port: str,
     output: str,
     *,
     width: int,
@@ -347,7 +355,7 @@ async def check_loop(
         if base + n_entries > depth:
             continue
         n_items = 3 * n_entries + 2
-        await kick(dut, name, count_port, base, n_entries)
+        await kick(dut, name, base, n_entries)
         for _ in range(LATENCY["loop"] - 1):
             assert not int(stream.valid.value), "an entry of the run before, or too early"
             await cycles(dut, 1)
@@ -357,14 +365,14 @@ async def check_loop(
             assert int(stream.valid.value), "one entry per cycle"
             assert int(stream.payload["payload"].value) == item
             await FallingEdge(dut.clk)
-        await kick(dut, name, count_port, base, n_entries)
+        await kick(dut, name, base, n_entries)
         items = await stream.receive(n_items, random=random)
         assert [item["payload"] for item in items] == wanted(base, n_entries, n_items)
         await cycles(dut, 3)
         # The next start withdraws the waiting entry; taken in that cycle, it breaks no handshake.
         stream.ready.value = 1
     base, n_entries = window, n_loaded
-    await kick(dut, name, count_port, base, n_entries)
+    await kick(dut, name, base, n_entries)
     if n_entries >= 8:
         # Entries read ahead would be too late to change.
         await stream.receive(3)
@@ -379,7 +387,7 @@ async def check_loop(
         if stop == "reset":
             await reset(dut)
         elif stop == "nothing to do":
-            await kick(dut, name, count_port, base, 0)
+            await kick(dut, name, base, 0)
         else:
             getattr(dut, f"{name}_stop").value = 1
             await cycles(dut, 1)
@@ -387,7 +395,7 @@ async def check_loop(
         for _ in range(6):
             assert not int(stream.valid.value), f"an entry after {stop}"
             await cycles(dut, 1)
-        await kick(dut, name, count_port, base, n_entries)
+        await kick(dut, name, base, n_entries)
         items = await stream.receive(n_entries)
         assert [item["payload"] for item in items] == wanted(base, n_entries, n_entries)
     stream.ready.value = 1
@@ -402,7 +410,6 @@ async def loop_buffer_repeats_its_window(dut):
         dut,
         random,
         "loop",
-        "n_entries",
         "loop_o",
         width=LOOP_WIDTH,
         depth=LOOP_DEPTH,
@@ -421,7 +428,6 @@ async def row_buffer_repeats_its_records(dut):
         dut,
         random,
         "records",
-        "n_records",
         "records_record",
         width=width,
         depth=CONFIG.row_buffer_depth,
@@ -444,7 +450,7 @@ async def group_buffer_reads_route_and_weights_late(dut):
     await load(dut, "groups", width, CONFIG.group_address_width, entries)
     weight_mask = (1 << CONFIG.weight_width) - 1
     for stalling in (False, True):
-        await kick(dut, "groups", "n_groups", base, n_groups)
+        await kick(dut, "groups", base, n_groups)
         await cycles(dut, LATENCY["loop"] - 1)
         index = 0
         presented: list[int] = []
@@ -477,6 +483,11 @@ async def position_loops_walk_a_box(dut):
     """Every position of a nested loop in order, whether advanced every cycle or now and then."""
     random = await start(dut)
     depth = CONFIG.bank_depth
+
+    def set_both(port: str, value: int) -> None:
+        getattr(dut, f"loops_{port}").value = value
+        getattr(dut, f"base_{port}").value = value
+
     for trial in range(40):
         counts = tuple(random.choice((1, 1, 2, 3, random.randint(1, 7))) for _ in range(3))
         strides = tuple(random.randrange(depth) for _ in range(3))
@@ -492,16 +503,18 @@ async def position_loops_walk_a_box(dut):
             read_strides=strides,
             write_strides=strides,
         )
-        steps = command.steps(strides, CONFIG)
-        dut.loops_start.value = 1
-        dut.loops_base.value = base
-        dut.loops_loops.value = pack(loops_layout(CONFIG), count=counts, step=steps)
-        dut.loops_advance.value = random.getrandbits(1)
+        steps = command.steps(strides, depth)
+        dut.base_base.value = base
+        dut.base_steps.value = pack(data.ArrayLayout(CONFIG.address_width, 3), steps)
+        for loop, count in enumerate(counts):
+            getattr(dut, f"loops_count_less_1_{loop}").value = count - 1
+        set_both("start", 1)
+        set_both("advance", random.getrandbits(1))
         await cycles(dut, 1)
-        dut.loops_start.value = 0
-        dut.loops_advance.value = 0
-        # Bounds count only with start.
-        dut.loops_loops.value = 0
+        set_both("start", 0)
+        set_both("advance", 0)
+        # The base counts only with start.
+        dut.base_base.value = random.randrange(depth)
         positions = [
             (x, y, z) for z in range(counts[2]) for y in range(counts[1]) for x in range(counts[0])
         ]
@@ -509,11 +522,12 @@ async def position_loops_walk_a_box(dut):
             while trial % 2 and random.random() < 0.5:
                 await cycles(dut, 1)
             wanted = base + sum(p * s for p, s in zip(place, strides))
-            assert int(dut.loops_address.value) == wanted % depth, f"{counts} {strides} {place}"
+            assert int(dut.base_address.value) == wanted % depth, f"{counts} {strides} {place}"
             assert int(dut.loops_last.value) == (index == len(positions) - 1)
-            dut.loops_advance.value = 1
+            dut.base_step.value = int(dut.loops_step.value)
+            set_both("advance", 1)
             await cycles(dut, 1)
-            dut.loops_advance.value = 0
+            set_both("advance", 0)
 
 
 def random_head(random: Random, drain: int) -> dict:
@@ -624,7 +638,7 @@ async def scatter_writer_finds_every_rows_word(dut):
     """Rows of different banks or of one word, anywhere; what leaves the bank is not written."""
     random = await start(dut)
     lanes, block, columns = CONFIG.lanes, CONFIG.block, CONFIG.columns
-    depth, width = CONFIG.bank_depth, CONFIG.activation_width
+    depth, width = CONFIG.output_depth, CONFIG.activation_width
     code_width = columns * width
     n_overflows = 0
     for _ in range(4 * N_WORDS):
@@ -658,7 +672,7 @@ async def scatter_writer_finds_every_rows_word(dut):
             getattr(dut, f"scatter_row_{d}").value = row
             for column in range(columns):
                 getattr(dut, f"scatter_code_{d * columns + column}").value = code[column]
-        await cycles(dut, LATENCY["scatter"])
+        await cycles(dut, SCATTER_LEAD + LATENCY["scatter"])
         assert int(dut.scatter_overflow.value) == overflow
         got = {}
         for b in range(lanes):
@@ -671,3 +685,52 @@ async def scatter_writer_finds_every_rows_word(dut):
                     got[b, channel] = address, bits
         assert got == written
     assert n_overflows
+
+
+@cocotb.test()
+async def output_buffer_answers_in_order_while_written(dut):
+    """Rows of the lower half, while single channels of the upper half are written."""
+    random = await start(dut)
+    lanes, block = CONFIG.lanes, CONFIG.block
+    channel_width = CONFIG.bank_width // block
+    n_rows = min(32, CONFIG.output_depth // 2)
+    rows = [[0] * lanes for _ in range(n_rows)]
+
+    async def write(address: int, enables: list[int], words: list[int]) -> None:
+        for b in range(lanes):
+            getattr(dut, f"results_write_enable_{b}").value = enables[b]
+            getattr(dut, f"results_write_address_{b}").value = address
+            getattr(dut, f"results_write_data_{b}").value = words[b]
+        await cycles(dut, 1)
+
+    def noise(width: int) -> list[int]:
+        return [random.getrandbits(width) for _ in range(lanes)]
+
+    for address in range(n_rows):
+        await write(address, [(1 << block) - 1] * lanes, [0] * lanes)
+    for _ in range(2 * N_WORDS):
+        address, enables, words = random.randrange(n_rows), noise(block), noise(CONFIG.bank_width)
+        await write(address, enables, words)
+        for b in range(lanes):
+            for channel in range(block):
+                if enables[b] >> channel & 1:
+                    bits = (1 << channel_width) - 1 << channel * channel_width
+                    rows[address][b] = rows[address][b] & ~bits | words[b] & bits
+
+    async def scribble() -> None:
+        while True:
+            address = random.randrange(n_rows, CONFIG.output_depth)
+            await write(address, noise(block), noise(CONFIG.bank_width))
+
+    cocotb.start_soon(scribble())
+    name = "results_request"
+    request = Stream(dut, f"{name}_valid", f"{name}_ready", {"row": f"{name}_payload"})
+    name = "results_response"
+    response = Stream(dut, f"{name}_valid", f"{name}_ready", {"row": f"{name}_payload"})
+    cocotb.start_soon(response.watch())
+    for chance in (None, random):
+        asked = [random.randrange(n_rows) for _ in range(N_WORDS)]
+        cocotb.start_soon(request.send(({"row": row} for row in asked), random=chance))
+        items = await response.receive(N_WORDS, random=chance, limit=100)
+        wanted = [sum(w << b * CONFIG.bank_width for b, w in enumerate(rows[n])) for n in asked]
+        assert [item["row"] for item in items] == wanted

@@ -19,7 +19,7 @@ from gshw.config import load_config
 from gshw.device import Counters, command_words
 from gshw.encoding import Requantisation
 from gshw.image import LayerImage
-from gshw.plan import Command, Plan
+from gshw.plan import Command, Plan, stored_items
 from gshw.registers import COUNTERS, ERRORS
 from rtl_gen.top import Core
 from sim_tests.bench_support import (
@@ -47,6 +47,10 @@ COMMAND_PORTS = [
     for port in PORTS
     if port.name.startswith("command_") and port.name not in ("command_valid", "command_ready")
 ]
+WHOLE_ROW = {
+    "channel_enable": (1 << CONFIG.channels_per_row) - 1,
+    "column_enable": (1 << CONFIG.columns) - 1,
+}
 CYCLE_GOAL = 4_000
 CYCLE_LIMIT = 200_000
 
@@ -74,11 +78,12 @@ class CocotbEngine:
         self.n_done = 0
         self.n_commands = 0
 
-        def load_stream(name: str) -> Stream:
-            payload = {"address": f"{name}_address", "data": f"{name}_data"}
+        def load_stream(name: str, *enables: str) -> Stream:
+            keys = ("address", "data", *enables)
+            payload = {key: f"{name}_{key}" for key in keys}
             return Stream(dut, f"{name}_valid", f"{name}_ready", payload)
 
-        self.scratchpad = load_stream("load_scratchpad")
+        self.scratchpad = load_stream("load_scratchpad", *WHOLE_ROW)
         self.group = load_stream("load_group")
         self.record = load_stream("load_record")
         self.command = Stream(
@@ -105,7 +110,7 @@ class CocotbEngine:
     # --- Device ------------------------------------------------------------------------------
 
     def load_scratchpad(self, address: int, words: NDArray[np.uint32]) -> None:
-        resume(self._load)(self.scratchpad, address, words)
+        resume(self._load)(self.scratchpad, address, words, **WHOLE_ROW)
 
     def load_groups(self, address: int, words: NDArray[np.uint32]) -> None:
         resume(self._load)(self.group, address, words)
@@ -116,16 +121,19 @@ class CocotbEngine:
     def run(self, command: Command, requantisation: Requantisation) -> Counters:
         return resume(self._run)(command, requantisation)
 
-    def read_scratchpad(self, address: int, n_rows: int) -> NDArray[np.uint32]:
-        return resume(self._read_scratchpad)(address, n_rows)
+    def read_output(self, address: int, n_rows: int) -> NDArray[np.uint32]:
+        return resume(self._read_output)(address, n_rows)
 
     # --- coroutines --------------------------------------------------------------------------
 
-    async def _load(self, stream: Stream, address: int, words: NDArray[np.uint32]) -> None:
+    async def _load(
+        self, stream: Stream, address: int, words: NDArray[np.uint32], **enables: int
+    ) -> None:
         items = (
             {
                 "address": address + index,
                 "data": int.from_bytes(row.astype("<u4").tobytes(), "little"),
+                **enables,
             }
             for index, row in enumerate(words)
         )
@@ -150,6 +158,7 @@ class CocotbEngine:
         started = half_cycles() - 1
         await with_timeout(FallingEdge(dut.busy), CYCLE_LIMIT * PERIOD_NS, "ns")
         n_cycles = (half_cycles() - started) / 2
+        await with_timeout(RisingEdge(dut.done), 2 * PERIOD_NS, "ns")
         await FallingEdge(dut.clk)
         counters = self.counters()
         assert counters.cycles == n_cycles, f"counted {counters.cycles}, took {n_cycles} cycles"
@@ -173,7 +182,7 @@ class CocotbEngine:
         self.dut.clear_errors.value = 0
         await cycles(self.dut, 1)
 
-    async def _read_scratchpad(self, address: int, n_rows: int) -> NDArray[np.uint32]:
+    async def _read_output(self, address: int, n_rows: int) -> NDArray[np.uint32]:
         requests = cocotb.start_soon(
             self.request.send(
                 ({"data": address + index} for index in range(n_rows)), random=self.random
@@ -233,6 +242,31 @@ def plan_of(case: Case) -> tuple[LayerImage, Plan]:
     return image, Plan(CONFIG, image, *case.activations.shape[:3])
 
 
+async def run_one_command(
+    engine: CocotbEngine, scenario: int
+) -> tuple[Case, runtime.LayerRun, NDArray[np.uint32]]:
+    """Run a one-command layer; its counters, and its :func:`results`."""
+    case = one_command_case(generator(scenario))
+    run = await engine.run_layer(case)
+    return case, run, await results(engine, case, 0)
+
+
+def written(case: Case) -> NDArray[np.uint32]:
+    """Rows of the output buffer with the bits set that a one-command layer writes."""
+    _, plan = plan_of(case)
+    n_positions = plan.n_sets * plan.item_shape[0] * plan.item_shape[1]
+    shape = (n_positions, plan.output_words * CONFIG.channels_per_row, CONFIG.columns)
+    ones = np.zeros(shape, dtype=np.int64)
+    ones[:, : case.layer.n_rows] = -1
+    return runtime.pack_rows(CONFIG, ones.reshape(-1, CONFIG.lanes, CONFIG.block, CONFIG.columns))
+
+
+async def results(engine: CocotbEngine, case: Case, base: int) -> NDArray[np.uint32]:
+    """The output buffer from ``base``, zero in what a one-command layer does not write."""
+    mask = written(case)
+    return await engine._read_output(base, len(mask)) & mask
+
+
 def good_command(case: Case) -> dict[str, int]:
     """Port values of the only command of a layer."""
     _, plan = plan_of(case)
@@ -282,66 +316,77 @@ async def stalled_streams(dut):
 async def response_holds_until_taken(dut):
     """A response waits any number of cycles and later requests wait behind it."""
     engine = await start(dut)
-    n_rows = 6
-    rng = generator(4)
-    codes = rng.integers(0, 2, (n_rows, CONFIG.lanes, CONFIG.block, CONFIG.columns))
-    words = runtime.pack_rows(CONFIG, codes)
-    await engine._load(engine.scratchpad, 0, words)
+    case, _, wanted = await run_one_command(engine, 4)
     cocotb.start_soon(engine.response.watch())
-    requests = cocotb.start_soon(engine.request.send({"data": row} for row in range(n_rows)))
+    asked = [row for _ in range(6) for row in range(len(wanted))]
+    requests = cocotb.start_soon(engine.request.send({"data": row} for row in asked))
     await cycles(dut, 40)
     assert not requests.done(), "requests must wait behind a response that is not taken"
-    items = await engine.response.receive(n_rows)
+    items = await engine.response.receive(len(asked))
     await requests
-    got = _to_words([item["data"] for item in items], words.shape[1])
-    np.testing.assert_array_equal(got, words)
+    got = _to_words([item["data"] for item in items], wanted.shape[1])
+    np.testing.assert_array_equal(got & written(case)[asked], wanted[asked])
+    await engine.check_layer(case)
 
 
 @cocotb.test()
-async def a_command_waits_for_pending_reads(dut):
-    """A command offered while a response is pending is taken only after it, and runs right."""
+async def reads_while_running(dut):
+    """Rows of the command before are read, stalled, while the next one writes elsewhere."""
     engine = await start(dut)
-    case = one_command_case(generator(5))
-    first = await engine.run_layer(case)
-    _, plan = plan_of(case)
-    await engine.request.send([{"data": plan.write_base}])
-    command = cocotb.start_soon(engine.command.send([good_command(case)]))
-    await cycles(dut, 20)
-    assert not command.done() and not int(dut.busy.value), "must wait for the response"
-    await engine.response.receive(1)
-    await command
-    assert await engine.finish() == first.counters
+    case, run, wanted = await run_one_command(engine, 5)
+    cocotb.start_soon(engine.response.watch())
+    await engine.request.send([{"data": 0}])
+    base = CONFIG.output_depth // 2
+    await engine.start(good_command(case) | {"command_write_base": base})
+    finishing = cocotb.start_soon(engine.finish())
+    asked = [Random(SEED).randrange(len(wanted)) for _ in range(50)]
+    requests = cocotb.start_soon(engine.request.send({"data": row} for row in asked))
+    await cycles(dut, 5)
+    items = await engine.response.receive(1 + len(asked), random=Random(SEED))
+    await requests
+    assert await finishing == run.counters
+    got = _to_words([item["data"] for item in items], wanted.shape[1])
+    asked = [0, *asked]
+    np.testing.assert_array_equal(got & written(case)[asked], wanted[asked])
+    np.testing.assert_array_equal(await results(engine, case, base), wanted)
 
 
 @cocotb.test()
 async def loads_while_running(dut):
-    """Scratchpad rows loaded elsewhere during a run arrive, and leave the run as it is."""
+    """Any elements of other rows loaded during a run arrive, and leave the run as it is."""
     engine = await start(dut)
     rng = generator(6)
-    case = one_command_case(rng)
+    case, run, wanted = await run_one_command(engine, 6)
     _, plan = plan_of(case)
-    used = plan.write_base + plan.n_sets * plan.item_output_words
-    free = CONFIG.bank_depth - used
-    assert free >= 4
-    n_rows = min(free, 200)
-    low, high = CONFIG.activation_range(False)
-    codes = rng.integers(low, high + 1, (n_rows, CONFIG.lanes, CONFIG.block, CONFIG.columns))
-    words = runtime.pack_rows(CONFIG, codes)
+    n_rows = plan.n_sets * plan.item_input_words
+    base = CONFIG.bank_depth - n_rows
+    assert base >= n_rows
+    shape = (n_rows, CONFIG.lanes, CONFIG.block, CONFIG.columns)
+    low, high = CONFIG.activation_range(case.layer.requantisation.signed_input)
+    noise = rng.integers(low, high + 1, shape)
+    (tile,) = plan.stream_tiles()
+    stored = runtime._stored_input(case.layer, case.activations)
+    inputs = stored_items(CONFIG, case.layer.geometry, plan, stored, tile)
     during = []
 
     async def load() -> None:
-        await RisingEdge(dut.busy)
-        await FallingEdge(dut.clk)
-        await engine._load(engine.scratchpad, used, words[:1])
+        await engine._load(engine.scratchpad, base, runtime.pack_rows(CONFIG, noise), **WHOLE_ROW)
         during.append(int(dut.busy.value))
-        await engine._load(engine.scratchpad, used + 1, words[1:])
+        words = runtime.pack_rows(CONFIG, inputs)
+        for channel in range(CONFIG.channels_per_row):
+            for column in range(CONFIG.columns):
+                one = {"channel_enable": 1 << channel, "column_enable": 1 << column}
+                await engine._load(engine.scratchpad, base, words, **one)
 
-    loading = cocotb.start_soon(load())
-    await engine.check_layer(case)
-    await loading
+    await engine.start(good_command(case))
+    finishing = cocotb.start_soon(engine.finish())
+    await load()
+    assert await finishing == run.counters
     assert during == [1], "the engine must still have been running"
-    got = await engine._read_scratchpad(used, n_rows)
-    np.testing.assert_array_equal(got, words)
+    np.testing.assert_array_equal(await results(engine, case, 0), wanted)
+    await engine.start(good_command(case) | {"command_read_base": base, "command_write_base": 1})
+    assert await engine.finish() == run.counters
+    np.testing.assert_array_equal(await results(engine, case, 1), wanted)
 
 
 @cocotb.test()
@@ -403,16 +448,20 @@ async def refused_commands(dut):
         ("command", {"command_group_base": groups - 1, "command_n_groups": 2}),
         ("command", {"command_n_records": records + 1}),
         ("command", {"command_record_base": records - 1, "command_n_records": 2}),
-        *(("command", {f"command_count_{loop}": 0}) for loop in range(3)),
     ]
+    rows = await engine._read_output(0, 4)
     for error, change in bad:
-        await engine.start(good | change)
-        assert not int(dut.busy.value), f"{change}: must not start"
+        await engine.start(good | change | {"command_write_base": 2})
+        await with_timeout(RisingEdge(dut.done), 10 * PERIOD_NS, "ns")
+        await FallingEdge(dut.clk)
         assert engine.errors() == {error}, f"{change}: {engine.errors()}"
         await cycles(dut, 20)
+        engine.n_commands += 1
         assert not int(dut.busy.value) and int(dut.command_ready.value)
         assert engine.errors() == {error}, "the flag must stick"
-        assert engine.counters() == run.counters, "a refused command must not touch the counters"
+        counters = engine.counters()
+        assert counters == Counters(cycles=counters.cycles), "a refused command must do nothing"
+        np.testing.assert_array_equal(await engine._read_output(0, 4), rows)
         await engine.clear_errors()
         assert not engine.errors()
     for error, change in (bad[0], bad[2]):
@@ -421,7 +470,7 @@ async def refused_commands(dut):
         assert engine.errors() == {error}, "a good command must not clear the flag"
         await with_timeout(FallingEdge(dut.busy), CYCLE_LIMIT * PERIOD_NS, "ns")
         await cycles(dut, 3)
-        engine.n_commands += 1
+        engine.n_commands += 2
         assert engine.counters() == run.counters
         await engine.clear_errors()
     await engine.check_layer(case)
@@ -440,18 +489,17 @@ async def addresses_beyond_the_banks(dut):
     case = linear_case(rng, CONFIG, "two words", weights, n_samples=1)
     await engine.check_layer(case)
     good = good_command(case)
-    last = CONFIG.bank_depth - 1
-    changes = [{"command_read_base": last}]
+    changes = [{"command_read_base": CONFIG.bank_depth - 1, "command_write_base": 4}]
     if n_rows > CONFIG.channels_per_row:
-        changes.append({"command_write_base": last})
+        changes.append({"command_write_base": CONFIG.output_depth - 1})
     for change in changes:
-        before = await engine._read_scratchpad(0, 2)
+        before = await engine._read_output(0, 2)
         await engine.start(good | change)
         await with_timeout(FallingEdge(dut.busy), CYCLE_LIMIT * PERIOD_NS, "ns")
         await cycles(dut, 3)
         engine.n_commands += 1
         assert engine.errors() == {"address"}, f"{change}: {engine.errors()}"
-        np.testing.assert_array_equal(await engine._read_scratchpad(0, 2), before)
+        np.testing.assert_array_equal(await engine._read_output(0, 2), before)
         await engine.clear_errors()
         assert not engine.errors()
     await engine.check_layer(case)
@@ -467,26 +515,21 @@ async def bases_move_the_run(dut):
     image, plan = plan_of(case)
     ((_, command),) = plan.commands(plan.tile_runs[0])
     n_rows = plan.n_sets * plan.item_output_words
-    inputs = await engine._read_scratchpad(0, plan.write_base)
-    nothing = np.zeros((n_rows, inputs.shape[1]), dtype=np.uint32)
+    wanted = await results(engine, case, 0)
     moved = replace(
         command,
         group_base=CONFIG.group_buffer_depth - command.n_groups,
         record_base=CONFIG.row_buffer_depth - command.n_records,
-        read_base=CONFIG.bank_depth - plan.write_base,
-        write_base=0,
+        write_base=CONFIG.output_depth - n_rows,
     )
     assert moved.group_base >= command.n_groups and moved.record_base >= command.n_records
-    assert moved.read_base >= plan.write_base + n_rows
-    await engine._load(engine.scratchpad, plan.write_base, nothing)
+    assert moved.write_base >= n_rows
     await engine.start(port_values(command, parameters))
     finishing = cocotb.start_soon(engine.finish())
     await engine._load(engine.group, moved.group_base, image.pack_groups(plan.pitch))
     await engine._load(engine.record, moved.record_base, image.pack_records())
     assert await finishing == run.counters
-    wanted = await engine._read_scratchpad(plan.write_base, n_rows)
-    await engine._load(engine.scratchpad, 0, nothing)
-    await engine._load(engine.scratchpad, moved.read_base, inputs)
     await engine.start(port_values(moved, parameters))
     assert await engine.finish() == run.counters
-    np.testing.assert_array_equal(await engine._read_scratchpad(0, n_rows), wanted)
+    np.testing.assert_array_equal(await results(engine, case, moved.write_base), wanted)
+    np.testing.assert_array_equal(await results(engine, case, 0), wanted)

@@ -15,8 +15,8 @@ from rtl_gen.gather import ArbitratedGather, ScheduledGather
 from rtl_gen.library import flat_ports
 from rtl_gen.output import DrainControl, Requantiser, ScatterWriter
 from rtl_gen.routing import BenesNetwork, Crossbar
-from rtl_gen.scratchpad import Scratchpad
-from rtl_gen.sequencer import PositionLoops
+from rtl_gen.scratchpad import OutputBuffer, Scratchpad
+from rtl_gen.sequencer import PositionLoops, SteppedAddress
 
 WRAPPER_NAME = "components"
 LOOP_WIDTH, LOOP_DEPTH = 24, 37
@@ -44,10 +44,12 @@ def components(config: EngineConfig) -> dict[str, wiring.Component]:
         "groups": GroupBuffer(config),
         "records": RowBuffer(config),
         "gather": ArbitratedGather(config) if arbitrated else ScheduledGather(config),
-        "loops": PositionLoops(config),
+        "loops": PositionLoops(),
+        "base": SteppedAddress(config.address_width),
         "accumulators": Accumulators(config),
         "drain": DrainControl(config),
         "scatter": ScatterWriter(config),
+        "results": OutputBuffer(config),
     }
 
 

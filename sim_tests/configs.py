@@ -1,8 +1,9 @@
 """Engines that the regression runs besides the presets: legal, and unlike any preset."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from gshw.config import Config, EngineConfig, Gather, Routing, TargetConfig, load_config
+from gshw.config import BusConfig, Config, EngineConfig, Gather, Routing, TargetConfig, load_config
 
 
 def _odd(name: str, **engine) -> Config:
@@ -113,6 +114,27 @@ ODD_ENGINES = ("three_columns", "small_buffers")
 
 COMPONENT_CONFIGS = ("tiny", "block16", "three_columns", "arbitrated4")
 """Names of the engines whose components are tested one by one."""
+
+
+def _on_bus(name: str, **bus) -> Config:
+    """An odd engine on another bus than the default one."""
+    config = find_config(name)
+    named = "_".join(f"{key}{value}" for key, value in bus.items())
+    return replace(config, name=f"{name}-{named}", bus=BusConfig(**bus))
+
+
+def bus_configs() -> tuple[Config, ...]:
+    """Narrow and wide buses, short and long bursts, on engines with 4-bit and 16-bit codes."""
+    return (
+        _on_bus("nibbles", data_width=32, max_burst=1, outstanding=1),
+        _on_bus("wide_operands", data_width=128, max_burst=256, outstanding=2, address_width=64),
+    )
+
+
+def law_configs() -> tuple[Config, ...]:
+    """Engines whose layers are held against the cycle law of programs."""
+    names = ("tiny", "h16", "v16x4", "arbitrated4")
+    return (*map(find_config, names), _on_bus("block16", data_width=128))
 
 
 def find_config(source: str | Path) -> Config:

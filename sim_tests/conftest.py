@@ -4,7 +4,14 @@ import pytest
 
 from gshw.config import Config, load_config, preset_names
 from gshw.errors import GshwError
-from sim_tests.configs import COMPONENT_CONFIGS, ODD_CONFIGS, ODD_ENGINES, find_config
+from sim_tests.configs import (
+    COMPONENT_CONFIGS,
+    ODD_CONFIGS,
+    ODD_ENGINES,
+    bus_configs,
+    find_config,
+    law_configs,
+)
 
 _USER_CONFIGS = pytest.StashKey[list[Config]]()
 
@@ -17,18 +24,46 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="PATH",
         help="engine config to run the regression on, instead of the presets (repeatable)",
     )
+    parser.addoption(
+        "--long",
+        action="store_true",
+        help="gshw_axi and gshw_stream of every preset and odd engine, and many more programs",
+    )
 
 
 def _presets() -> list[Config]:
     return [load_config(name) for name in preset_names()]
 
 
+def _everything() -> list[Config]:
+    return [*_presets(), *bus_configs(), *ODD_CONFIGS]
+
+
+def _tiny() -> list[Config]:
+    return [load_config("tiny")]
+
+
 _DEFAULTS = {
     "engine_config": lambda: [*_presets(), *map(find_config, ODD_ENGINES)],
     "component_config": lambda: [find_config(name) for name in COMPONENT_CONFIGS],
     "layer_config": lambda: [*_presets(), *ODD_CONFIGS],
+    "program_config": lambda: [*_tiny(), load_config("hybrid16"), *bus_configs()],
+    "law_config": law_configs,
+    "fault_config": _tiny,
+    "stream_config": _tiny,
+    "top_config": _tiny,
 }
 """Fixture name -> engines it runs over when the user names none."""
+
+
+_LONG = {
+    "program_config": _everything,
+    "law_config": _everything,
+    "fault_config": _everything,
+    "stream_config": _everything,
+    "top_config": _presets,
+}
+"""As above, for ``--long``."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -41,7 +76,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    for fixture, defaults in _DEFAULTS.items():
+    defaults_of = _DEFAULTS | (_LONG if metafunc.config.getoption("long", default=False) else {})
+    for fixture, defaults in defaults_of.items():
         if fixture in metafunc.fixturenames:
             configs = metafunc.config.stash[_USER_CONFIGS] or defaults()
             metafunc.parametrize(fixture, configs, ids=[config.name for config in configs])
+
+
+@pytest.fixture
+def n_programs(request: pytest.FixtureRequest) -> int:
+    """How many random programs a test runs on one config."""
+    return 1000 if request.config.getoption("long") else 40

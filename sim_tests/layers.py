@@ -170,13 +170,14 @@ def _random_geometry(
 
 
 def _fits(config: EngineConfig, geometry: Geometry, n_rows: int) -> bool:
-    """Whether the window and the result of one output pixel fit the banks."""
+    """Whether the window and the result of one output pixel fit their memories."""
     span = [
         1 if geometry.unfold else dilation * (kernel - 1) + 1
         for kernel, dilation in zip(geometry.kernel, geometry.dilation)
     ]
     window = span[0] * span[1] * geometry.words_per_pixel(config)
-    return window - (-n_rows // config.channels_per_row) <= config.bank_depth
+    result = -(-n_rows // config.channels_per_row)
+    return window <= config.bank_depth and result <= config.output_depth
 
 
 def random_case(rng: np.random.Generator, config: EngineConfig, *, cycle_goal: int) -> Case:
@@ -249,7 +250,7 @@ def linear_case(
 def corner_cases(rng: np.random.Generator, config: EngineConfig) -> Iterator[Case]:
     """The shapes that break encoders and drains: nothing, one of each, gaps, raggedness."""
     most = _most_rows(config)
-    n_columns = min(2, config.bank_depth - 4) * config.channels_per_row - 1
+    n_columns = 2 * config.channels_per_row - 1
 
     def weights(n_rows: int, density: float) -> NDArray[np.int64]:
         return _limited_weights(rng, config, (min(n_rows, most), n_columns), density, False)
@@ -281,7 +282,7 @@ def extreme_cases(config: EngineConfig, *, n_columns_goal: int) -> Iterator[Case
     limit = 1 << (config.accumulator_width - 1)
     n_rows = min(2 * config.rows + 2, _most_rows(config))
     odd = np.arange(n_rows) % 2 == 1
-    capacity = (config.bank_depth - -(-n_rows // config.channels_per_row)) * config.channels_per_row
+    capacity = config.bank_depth * config.channels_per_row
     for signed in (False, True):
         low, high = config.activation_range(signed)
         most = (limit - 1) // (config.max_weight * _largest_code(config, signed))

@@ -20,6 +20,7 @@ BENCHES = {
     "gather_serves_every_lane_once",
     "drain_control_takes_a_record_per_cycle",
     "scatter_writer_finds_every_rows_word",
+    "output_buffer_answers_in_order_while_written",
 }
 
 

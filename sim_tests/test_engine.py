@@ -12,7 +12,7 @@ SCENARIOS = {
     "extreme_values",
     "stalled_streams",
     "response_holds_until_taken",
-    "a_command_waits_for_pending_reads",
+    "reads_while_running",
     "loads_while_running",
     "reset_in_the_middle",
     "reset_while_loading_and_reading",

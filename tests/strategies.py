@@ -12,7 +12,7 @@ from gshw.config import EngineConfig, Gather, Routing, load_config, preset_names
 from gshw.encoding import EncodedLayer, Requantisation, encode_layer
 from gshw.geometry import Geometry, LayerKind
 
-_SMALL = {"bank_depth": 64, "group_buffer_depth": 32, "row_buffer_depth": 16}
+_SMALL = {"bank_depth": 64, "output_depth": 32, "group_buffer_depth": 32, "row_buffer_depth": 16}
 
 ENGINES: dict[str, EngineConfig] = {
     "direct4": EngineConfig(lanes=4, rows=1, bank_width=8, routing=Routing.DIRECT, **_SMALL),

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from gshw.config import (
+    BusConfig,
     EngineConfig,
     Gather,
     Routing,
@@ -41,6 +42,8 @@ BROKEN = [
     ({"bank_depth": 8}, "bank_depth must be a power of two from 16 to 65536, not 8"),
     ({"bank_depth": 100}, "bank_depth must be a power of two from 16 to 65536, not 100"),
     ({"bank_depth": 1 << 17}, "bank_depth must be a power of two from 16 to 65536, not 131072"),
+    ({"output_depth": 8}, "output_depth must be a power of two from 16 to 65536, not 8"),
+    ({"output_depth": 48}, "output_depth must be a power of two from 16 to 65536, not 48"),
     ({"columns": 0}, "columns must be from 1 to 16, not 0"),
     ({"columns": 17}, "columns must be from 1 to 16, not 17"),
     ({"activation_width": 6}, "activation_width must be 4, 8 or 16, not 6"),
@@ -94,6 +97,8 @@ LEGAL_EDGES = [
     {"lanes": 64, "rows": 64, "drain_rows": 64},
     {"bank_depth": 16},
     {"bank_depth": 65536},
+    {"output_depth": 16},
+    {"output_depth": 65536},
     {"bank_width": 512},
     {"bank_width": 8},
     {"bank_width": 96, "columns": 3},
@@ -139,8 +144,35 @@ def test_target_rules(change, message):
         TargetConfig(**change)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data_width": 16}, "data_width must be a power of two from 32 to 512, not 16"),
+        ({"data_width": 96}, "data_width must be a power of two from 32 to 512, not 96"),
+        ({"data_width": "64"}, "data_width must be an integer, not '64'"),
+        ({"address_width": 12}, "address_width must be from 16 to 64, not 12"),
+        ({"address_width": 65}, "address_width must be from 16 to 64, not 65"),
+        ({"max_burst": 0}, "max_burst must be a power of two from 1 to 256, not 0"),
+        ({"max_burst": 512}, "max_burst must be a power of two from 1 to 256, not 512"),
+        ({"outstanding": 3}, "outstanding must be a power of two from 1 to 64, not 3"),
+        ({"outstanding": True}, "outstanding must be an integer, not True"),
+    ],
+)
+def test_bus_rules(change, message):
+    with raises(message):
+        BusConfig(**change)
+
+
+def test_bus_table():
+    config = parse_config(MINIMAL + "[bus]\ndata_width = 128\noutstanding = 4\n")
+    assert config.bus == BusConfig(data_width=128, outstanding=4)
+    assert config.bus.data_bytes == 16
+    assert parse_config(MINIMAL).bus == BusConfig()
+    assert parse_config(config.to_toml(), name=config.name) == config
+
+
 ENGINE_KEYS = (
-    "lanes, rows, bank_width, bank_depth, columns, activation_width, weight_width, "
+    "lanes, rows, bank_width, bank_depth, output_depth, columns, activation_width, weight_width, "
     "accumulator_width, group_buffer_depth, row_buffer_depth, drain_rows, routing, gather"
 )
 
@@ -152,8 +184,8 @@ ENGINE_KEYS = (
         ("[target]\n", "needs a table [engine]"),
         ("engine = 3\n", "engine must be a table, not 3"),
         ("target = 'x'\n" + MINIMAL, "target must be a table, not 'x'"),
-        ("name = 'x'\n", "unknown table or key 'name'; the tables are engine, target"),
-        (MINIMAL + "[sim]\n", "unknown table or key 'sim'; the tables are engine, target"),
+        ("name = 'x'\n", "unknown table or key 'name'; the tables are engine, bus, target"),
+        (MINIMAL + "[sim]\n", "unknown table or key 'sim'; the tables are engine, bus, target"),
         (MINIMAL + "banks = 4\n", f"[engine] has no key 'banks'; its keys are {ENGINE_KEYS}"),
         (
             MINIMAL + "[target]\nclock = 4\n",
@@ -258,6 +290,7 @@ VARIANTS = [
     {"rows": 4},
     {"bank_width": 32},
     {"bank_depth": 2048},
+    {"output_depth": 2048},
     {"columns": 2},
     {"activation_width": 4},
     {"weight_width": 4},
@@ -286,28 +319,30 @@ def test_hash_never_changes():
     text = (
         '{"accumulator_width":32,"activation_width":8,"bank_depth":1024,"bank_width":16,'
         '"columns":1,"drain_rows":1,"gather":"scheduled","group_buffer_depth":1024,"lanes":4,'
-        '"routing":"benes","row_buffer_depth":512,"rows":2,"weight_width":8}'
+        '"output_depth":1024,"routing":"benes","row_buffer_depth":512,"rows":2,"weight_width":8}'
     )
     assert EngineConfig(**LEGAL).hash == hashlib.sha256(text.encode()).hexdigest()
 
 
-def test_target_does_not_change_the_hash():
+def test_bus_and_target_do_not_change_the_hash():
     slow = parse_config(MINIMAL + "[target]\nclock_mhz = 12\n")
-    assert slow != parse_config(MINIMAL)
-    assert slow.engine.hash == parse_config(MINIMAL).engine.hash
+    wide = parse_config(MINIMAL + "[bus]\ndata_width = 512\n")
+    assert len({slow, wide, parse_config(MINIMAL)}) == 3
+    assert slow.engine.hash == wide.engine.hash == parse_config(MINIMAL).engine.hash
 
 
 def test_derived_values_of_the_default_preset():
     """The numbers of the design's example engine, counted by hand."""
     config = load_config("v16x4").engine
     assert (config.block, config.lanes_per_row, config.macs_per_cycle) == (1, 1, 64)
-    assert (config.address_width, config.row_width, config.drain_width) == (11, 15, 5)
+    assert (config.address_width, config.output_address_width) == (11, 10)
+    assert (config.row_width, config.drain_width) == (14, 5)
     assert (config.group_address_width, config.record_address_width) == (11, 9)
     assert (config.channels_per_row, config.scratchpad_row_width) == (16, 512)
-    assert (config.n_switches, config.max_weight) == (56, 127)
+    assert (config.n_switches, config.max_weight) == (49, 127)
     assert config.pattern_name == "GS(16, 1)"
     block = load_config("block16").engine
-    assert (block.block, block.log2_block, block.row_width) == (4, 2, 17)
+    assert (block.block, block.log2_block, block.row_width) == (4, 2, 16)
     assert block.pattern_name == "GS(16, 1) with 1x4 blocks"
     assert load_config("hybrid16").engine.pattern_name == "GS(16, 4)"
 

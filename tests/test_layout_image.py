@@ -19,8 +19,8 @@ from tests.strategies import ENGINES, all_engines, big_pack, conv, random_layer,
 # Name, width and count of every field of a group word, lowest bits first, by the format's text.
 GROUP_WORDS = {
     "tiny": [("drain", 1, 1), ("offset", 8, 4), ("weight", 8, 4)],
-    "v16x4": [("drain", 5, 1), ("offset", 11, 16), ("switch", 1, 56), ("weight", 8, 16)],
-    "block16": [("drain", 5, 1), ("offset", 11, 16), ("switch", 1, 56), ("weight", 8, 64)],
+    "v16x4": [("drain", 5, 1), ("offset", 11, 16), ("switch", 1, 49), ("weight", 8, 16)],
+    "block16": [("drain", 5, 1), ("offset", 11, 16), ("switch", 1, 49), ("weight", 8, 64)],
     "arb16": [
         ("drain", 1, 1),
         ("active", 1, 16),
@@ -45,7 +45,7 @@ RECORDS = {
         ("bias", 32, 2),
         ("multiplier", 16, 2),
         ("shift", 6, 2),
-        ("row", 15, 2),
+        ("row", 14, 2),
     ],
 }
 

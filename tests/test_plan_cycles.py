@@ -11,7 +11,7 @@ from gshw.cycles import Cycles, command_cycles, plan_cycles, tile_cycles
 from gshw.errors import GshwError
 from gshw.geometry import Geometry
 from gshw.image import LayerImage
-from gshw.pipeline import REQUANTISE_LATENCY, Pipeline
+from gshw.pipeline import FETCH_LATENCY, REQUANTISE_LATENCY, Pipeline
 from gshw.plan import Command, Plan, stored_items
 from tests.strategies import ENGINES, all_engines, conv, random_layer
 
@@ -36,7 +36,7 @@ def walk_command(
         queue += list(zip(bundle_cycles, bundle_drain, strict=True))
     if ends_inside:
         queue[-1] = (queue[-1][0], 0)
-    cycle = 2
+    cycle = FETCH_LATENCY
     issued = stalls = drains = 0
     last_event = 0
     drain_busy_until = 0
@@ -94,11 +94,11 @@ def test_law_leaves_its_arguments_alone():
 def test_a_command_by_hand():
     """Two bundles of 3 and 1 groups, 2 records each, on the hybrid engine of 4 lanes.
 
-    Fetch 2; issue 3, stall 1, issue 1; then address 1, bank 2, Benes 2, multiply 1, adder tree of
+    Fetch 3; issue 3, stall 1, issue 1; then address 1, bank 2, Benes 3, multiply 2, adder tree of
     four products 2; drain 2; requantise, scatter.
     """
     law = command_cycles(ENGINES["hybrid4"], np.array([3, 1]), np.array([2, 2]), 4, 1)
-    assert law.total == 2 + 3 + 1 + 1 + (1 + 2 + 2 + 1 + 2) + 2 + REQUANTISE_LATENCY + 1
+    assert law.total == 3 + 3 + 1 + 1 + (1 + 2 + 3 + 2 + 2) + 2 + REQUANTISE_LATENCY + 1
     assert (law.issued, law.groups, law.stalls, law.drains) == (4, 4, 1, 4)
 
 
@@ -244,7 +244,7 @@ STREAMS = {
 @pytest.mark.parametrize("stream", STREAMS)
 @pytest.mark.parametrize("name", ["direct4", "hybrid4", "vertical4"])
 def test_every_output_pixel_is_computed_once(name, stream):
-    """Over all stream tiles, sets and columns; reads and writes stay within the bank, apart."""
+    """Over all tiles, sets and columns; each result has a word, and all accesses are in range."""
     config = ENGINES[name]
     geometry, n_samples, (height, width) = STREAMS[stream]
     layer = random_layer(12, config, 6, geometry, 0.5)
@@ -274,9 +274,9 @@ def test_every_output_pixel_is_computed_once(name, stream):
                     reads |= {command.read_base + at[0] + int(offset) for offset in offsets}
                     first = command.write_base + at[1]
                     writes += range(first, first + plan.output_words)
-        assert max(reads) < min(writes) and max(writes) < config.bank_depth
-        assert len(writes) == len(set(writes))
-        assert max(reads) < plan.n_sets * plan.item_input_words
+        assert min(writes) == 0 and max(writes) < config.output_depth
+        assert len(writes) == len(set(writes)) == plan.n_sets * plan.item_output_words
+        assert max(reads) < plan.n_sets * plan.item_input_words <= config.bank_depth
 
 
 @pytest.mark.parametrize("stream", ["conv_cut", "conv_strided", "pointwise"])
@@ -340,28 +340,56 @@ def test_steps_undo_the_inner_travel():
         read_strides=(2, 10, 30),
         write_strides=(1, 3, 6),
     )
-    config = ENGINES["direct4"]
     assert command.n_positions == 24
-    assert command.steps(command.read_strides, config) == (2, 6, 16)
-    assert command.steps(command.write_strides, config) == (1, 1, 1)
-    assert command.steps((20, 1, 0), config) == (20, (1 - 40) % 64, (0 - 41) % 64)
+    assert command.steps(command.read_strides, 64) == (2, 6, 16)
+    assert command.steps(command.write_strides, 32) == (1, 1, 1)
+    assert command.steps((20, 1, 0), 64) == (20, (1 - 40) % 64, (0 - 41) % 64)
+    assert command.steps((20, 1, 0), 32) == (20, (1 - 40) % 32, (0 - 41) % 32)
 
 
 # --- what does not fit -----------------------------------------------------------------------
 
 
 def test_window_beyond_the_scratchpad():
-    """65 words of window and one of result, 64 words per bank."""
+    """65 words of window, 64 words per bank."""
     config = ENGINES["direct4"]
     layer = random_layer(15, config, 4, Geometry.linear(65 * 4), 0.1)
     message = (
-        f"layer {layer.name!r} does not fit the scratchpad: one output pixel needs 66 words per "
-        "bank (window and result), bank_depth is 64: 2 too many"
+        f"layer {layer.name!r} does not fit the scratchpad: the window of one output pixel needs "
+        "65 words per bank, bank_depth is 64: 1 too many"
     )
     with pytest.raises(GshwError, match=f"^{re.escape(message)}$"):
         Plan(config, LayerImage(config, layer), 1, 1, 1)
-    fits = random_layer(15, config, 4, Geometry.linear(63 * 4), 0.1)
+    fits = random_layer(15, config, 4, Geometry.linear(64 * 4), 0.1)
     assert Plan(config, LayerImage(config, fits), 1, 1, 1).n_sets == 1
+
+
+def test_result_beyond_the_output_buffer():
+    """18 words of result, 16 words per bank."""
+    config = dataclasses.replace(ENGINES["direct4"], output_depth=16)
+    layer = random_layer(15, config, 71, Geometry.linear(8), 0.1)
+    message = (
+        f"layer {layer.name!r} does not fit the output buffer: the result of one output pixel "
+        "needs 18 words per bank, output_depth is 16: 2 too many"
+    )
+    with pytest.raises(GshwError, match=f"^{re.escape(message)}$"):
+        Plan(config, LayerImage(config, layer), 1, 1, 1)
+    fits = random_layer(15, config, 64, Geometry.linear(8), 0.1)
+    assert Plan(config, LayerImage(config, fits), 1, 1, 1).n_sets == 1
+
+
+@pytest.mark.parametrize(
+    ("depths", "n_sets"), [((64, 64), 16), ((16, 64), 4), ((64, 16), 8), ((16, 16), 4)]
+)
+def test_the_fuller_memory_bounds_the_items(depths, n_sets):
+    """Four words of input and two of result per item; as many items as both memories hold."""
+    bank_depth, output_depth = depths
+    config = dataclasses.replace(
+        ENGINES["direct4"], bank_depth=bank_depth, output_depth=output_depth
+    )
+    layer = random_layer(18, config, 7, Geometry.linear(16), 0.5)
+    assert Plan(config, LayerImage(config, layer), n_sets, 1, 1).n_sets == n_sets
+    assert Plan(config, LayerImage(config, layer), 2 * n_sets, 1, 1).n_stream_tiles == 2
 
 
 def test_bundle_beyond_the_row_buffer():

@@ -47,7 +47,7 @@ def test_generate_overwrites_only_when_forced(run, refused, tmp_path):
     run("generate", "tiny", "-o", tmp_path)
     (tmp_path / "gshw_core.v").write_text("mine")
     line = refused("generate", "tiny", "-o", tmp_path)
-    assert line == f"{tmp_path}/gshw_core.v: already exists; --force overwrites it"
+    assert line == f"{tmp_path}: must be an empty folder; --force overwrites files in it"
     assert (tmp_path / "gshw_core.v").read_text() == "mine"
     assert run("generate", "tiny", "-o", tmp_path, "--force").status == 0
     assert (tmp_path / "gshw_core.v").read_text() != "mine"
@@ -118,9 +118,9 @@ BAD_ENGINES = [
     ),
     (
         {"banks": 4},
-        "[engine] has no key 'banks'; its keys are lanes, rows, bank_width, bank_depth, columns, "
-        "activation_width, weight_width, accumulator_width, group_buffer_depth, row_buffer_depth, "
-        "drain_rows, routing, gather",
+        "[engine] has no key 'banks'; its keys are lanes, rows, bank_width, bank_depth, "
+        "output_depth, columns, activation_width, weight_width, accumulator_width, "
+        "group_buffer_depth, row_buffer_depth, drain_rows, routing, gather",
     ),
 ]
 
@@ -144,7 +144,7 @@ def test_broken_config_rules(refused, tmp_path, change, message):
         ("[target]\n", "needs a table [engine]"),
         (
             toml(GOOD, "[simulator]\n"),
-            "unknown table or key 'simulator'; the tables are engine, target",
+            "unknown table or key 'simulator'; the tables are engine, bus, target",
         ),
         (toml(GOOD, "[target]\nclock_mhz = 0\n"), "clock_mhz must be from 1 to 1000, not 0"),
         (toml(GOOD, '[target]\ndevice = ""\n'), "device must be a non-empty string, not ''"),

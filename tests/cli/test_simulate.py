@@ -30,6 +30,23 @@ def test_explain(run, model):
     assert "9 x 30" in only and "6 x 45" not in only
 
 
+def test_explain_programs(run, model, tmp_path):
+    """The memory's timing is in the title, and every counter in the report."""
+    out = tmp_path / "report.json"
+    command = ["explain", model, "--config", "tiny", "--samples", "2", "--json", out]
+    result = run(*command, "--program", "--latency", "20", "--interval", "2")
+    assert (result.status, result.err) == (0, "")
+    title = " ".join(result.out.split())
+    assert "64-bit memory, 20 cycles latency, a beat in 2" in title
+    programs = json.loads(out.read_text())["programs"]
+    assert programs.keys() == {"conv", "fc"}
+    for name, program in programs.items():
+        cycles = f"{program['counters']['cycles']:,}"
+        assert re.search(rf"^│ {name} +│ +{cycles} │", result.out, re.M)
+    assert run(*command).out in result.out
+    assert "programs" not in json.loads(out.read_text())
+
+
 def test_image(run, model, tmp_path):
     out = tmp_path / "fc.img"
     result = run("image", model, "--config", "tiny", "--layer", "fc", "-o", out)
@@ -78,8 +95,8 @@ SMALL = "[engine]\nlanes = 4\nrows = 4\nbank_width = 8\nbank_depth = 16\nrow_buf
                 command,
                 load_config("tiny").to_toml(),
                 3,
-                Geometry.linear(1021),
-                "the scratchpad: one output pixel needs 257 words per bank (window and result), "
+                Geometry.linear(1025),
+                "the scratchpad: the window of one output pixel needs 257 words per bank, "
                 "bank_depth is 256: 1 too many",
             )
             for command in ("explain", "image", "simulate")
@@ -89,8 +106,16 @@ SMALL = "[engine]\nlanes = 4\nrows = 4\nbank_width = 8\nbank_depth = 16\nrow_buf
             SMALL,
             5,
             conv(4, (5, 5)),
-            "the scratchpad: one output pixel needs 27 words per bank (window and result), "
-            "bank_depth is 16: 11 too many",
+            "the scratchpad: the window of one output pixel needs 25 words per bank, "
+            "bank_depth is 16: 9 too many",
+        ),
+        (
+            "explain",
+            SMALL + "output_depth = 16\n",
+            65,
+            Geometry.linear(4),
+            "the output buffer: the result of one output pixel needs 17 words per bank, "
+            "output_depth is 16: 1 too many",
         ),
         *(
             (

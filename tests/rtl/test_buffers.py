@@ -34,11 +34,9 @@ async def start(ctx, dut, base: int, n_entries: int):
     """Pulse start for one cycle; returns in the cycle after."""
     ctx.set(dut.start, 1)
     ctx.set(dut.base, base)
-    ctx.set(dut.n_entries, n_entries)
+    ctx.set(dut.end_word, base + n_entries)
     await ctx.tick()
     ctx.set(dut.start, 0)
-    ctx.set(dut.base, 0)
-    ctx.set(dut.n_entries, 0)
 
 
 def outputs(words: list[int], base: int, n_entries: int, n_passes: int) -> list[tuple]:
@@ -206,7 +204,7 @@ def test_group_parts_appear_when_the_pipeline_needs_them(name, stall):
         await fill(dut, words, depth)(ctx)
         ctx.set(dut.start, 1)
         ctx.set(dut.base, base)
-        ctx.set(dut.n_groups, n_groups)
+        ctx.set(dut.end_word, base + n_groups)
         await ctx.tick()
         ctx.set(dut.start, 0)
         for cycle in range(80):
@@ -258,7 +256,7 @@ def test_row_buffer_streams_records(name, stall):
         await fill(dut, words, config.row_buffer_depth)(ctx)
         ctx.set(dut.start, 1)
         ctx.set(dut.base, base)
-        ctx.set(dut.n_records, n_records)
+        ctx.set(dut.end_word, base + n_records)
         await ctx.tick()
         ctx.set(dut.start, 0)
         cycle = 0

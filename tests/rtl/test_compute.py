@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gshw.config import EngineConfig, Routing
+from gshw.pipeline import TAG_LEAD
 from rtl_gen.compute import Accumulators, AdderTree, MultiplierArray
 from tests.rtl.bench import not_built, observed_latencies, respond
 from tests.strategies import ENGINES
@@ -127,9 +128,32 @@ ACCUMULATORS = {
 }
 
 
+IDLE = {"valid": 0, "first": 0, "drain": 0}
+
+
+def accumulated(dut: Accumulators, cycles: list[dict], n_extra: int = 0) -> list[list[int]]:
+    """Outputs for the selection of every cycle; tags go ahead of sums by ``TAG_LEAD``."""
+    n_lead, n_sums = TAG_LEAD, len(dut.i)
+    tags = [*cycles, *[IDLE] * (n_lead + n_extra)]
+    sums = [*[{"shift": 0, "i": [0] * n_sums}] * n_lead, *cycles]
+    sums += [{"shift": 0, "i": [0] * n_sums}] * n_extra
+
+    def drive(ctx, inputs):
+        tag, now = inputs
+        for name in IDLE:
+            ctx.set(getattr(dut.tag, name), tag[name])
+        ctx.set(dut.shift, now["shift"])
+        for i, value in zip(dut.i, now["i"], strict=True):
+            ctx.set(i, value)
+
+    inputs = list(zip(tags, sums, strict=True))
+    outputs = respond(dut, inputs, drive, lambda ctx: [ctx.get(o) for o in dut.o], dut.latency)
+    return outputs[n_lead + dut.latency :]
+
+
 @pytest.mark.parametrize("name", ACCUMULATORS)
 def test_accumulators(name):
-    """Sums restart with ``first``, are captured with ``drain`` and shift out meanwhile."""
+    """Sums restart with ``first``, are captured with ``drain`` and selected by ``shift``."""
     config = ACCUMULATORS[name]
     dut = Accumulators(config)
     cycles = random_tags(np.random.default_rng(4), config, 60)
@@ -151,15 +175,7 @@ def test_accumulators(name):
         elif cycle["shift"] and drained:
             drained = drained[n_out:]
 
-    def drive(ctx, cycle):
-        ctx.set(dut.tag.valid, cycle["valid"])
-        ctx.set(dut.tag.first, cycle["first"])
-        ctx.set(dut.tag.drain, cycle["drain"])
-        ctx.set(dut.shift, cycle["shift"])
-        for i, value in zip(dut.i, cycle["i"], strict=True):
-            ctx.set(i, value)
-
-    outputs = respond(dut, cycles, drive, lambda ctx: [ctx.get(o) for o in dut.o], n_extra=0)
+    outputs = accumulated(dut, cycles)
     for index, (want, got) in enumerate(zip(expected, outputs, strict=True)):
         assert want is None or got[: len(want)] == want, f"cycle {index}"
     assert n_both and sum(want is not None and len(want) > 0 for want in expected) > 50
@@ -178,13 +194,5 @@ def test_next_bundle_accumulates_while_this_one_drains():
     cycles[1]["shift"] = 1
     cycles[3]["drain"] = n_slices
 
-    def drive(ctx, cycle):
-        ctx.set(dut.tag.valid, cycle["valid"])
-        ctx.set(dut.tag.first, cycle["first"])
-        ctx.set(dut.tag.drain, cycle["drain"])
-        ctx.set(dut.shift, cycle["shift"])
-        for i, value in zip(dut.i, cycle["i"], strict=True):
-            ctx.set(i, value)
-
-    outputs = respond(dut, cycles, drive, lambda ctx: [ctx.get(o) for o in dut.o], n_extra=1)
+    outputs = accumulated(dut, cycles, n_extra=1)
     assert outputs[1:] == [first[:4], first[4:], first[4:], [3000] * 4]

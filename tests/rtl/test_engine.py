@@ -1,6 +1,7 @@
 """The whole engine in Amaranth's simulator: bit-exact, cycle-exact, and what it refuses."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -25,31 +26,33 @@ COMMAND_LIMIT = 5000
 class SimulatedEngine:
     """A :class:`gshw.device.Device` made of the engine in Amaranth's simulator.
 
-    Each call hands one coroutine to a test bench that runs for ever, and advances the simulation
-    until it has finished.
+    Each call hands its coroutines to test benches that run for ever, and advances the simulation
+    until all have finished.
     """
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self.engine = Engine(config)
         self.refused = {}
-        self._jobs: list = []
+        self._jobs: list[list] = [[], []]
         self._simulator = Simulator(self.engine)
         self._simulator.add_clock(PERIOD)
-        self._simulator.add_testbench(self._serve)
+        for jobs in self._jobs:
+            self._simulator.add_testbench(functools.partial(self._serve, jobs))
 
-    async def _serve(self, ctx):
+    async def _serve(self, jobs, ctx):
         while True:
-            if self._jobs:
-                await self._jobs[0](ctx)
-                self._jobs.pop()
+            if jobs:
+                await jobs[0](ctx)
+                jobs.pop()
             else:
                 await ctx.tick()
 
-    def call(self, job) -> None:
-        """Run ``await job(ctx)`` to its end."""
-        self._jobs.append(job)
-        while self._jobs:
+    def call(self, *jobs) -> None:
+        """Run ``await job(ctx)`` of each to its end, at the same time."""
+        for queue, job in zip(self._jobs, jobs, strict=False):
+            queue.append(job)
+        while any(self._jobs):
             self._simulator.advance()
 
     def _load(self, stream, address: int, words) -> None:
@@ -64,6 +67,12 @@ class SimulatedEngine:
         self.call(job)
 
     def load_scratchpad(self, address, words):
+        async def enable(ctx):
+            payload = self.engine.load_scratchpad.payload
+            ctx.set(payload.channel_enable, (1 << self.config.channels_per_row) - 1)
+            ctx.set(payload.column_enable, (1 << self.config.columns) - 1)
+
+        self.call(enable)
         self._load(self.engine.load_scratchpad, address, words)
 
     def load_groups(self, address, words):
@@ -80,7 +89,11 @@ class SimulatedEngine:
         words = [int(word) for word in command_words(self.config, command, requantisation)]
         scalars = dict(zip(("config_hash", "group_base", "n_groups", "record_base"), words))
         scalars |= dict(zip(("n_records", "read_base", "write_base"), words[4:7]))
-        arrays = {"count": words[7:10], "read_step": words[10:13], "write_step": words[13:16]}
+        arrays = {
+            "count_less_1": words[7:10],
+            "read_step": words[10:13],
+            "write_step": words[13:16],
+        }
         ends = {
             "signed_input": words[16],
             "low": requantisation.low,
@@ -89,8 +102,11 @@ class SimulatedEngine:
         }
         return scalars | arrays | ends
 
-    def run_values(self, values: dict) -> Counters:
-        """Offer the command until it is accepted, then wait for ``done`` or a refusal."""
+    def run_values(self, values: dict, beside=None) -> Counters:
+        """Offer the command until it is accepted, then wait for ``done``.
+
+        ``beside`` is a coroutine function to run at the same time.
+        """
         counters = {}
         engine = self.engine
 
@@ -111,14 +127,16 @@ class SimulatedEngine:
                 assert n_cycles < COMMAND_LIMIT, "the command does not end"
                 await ctx.tick()
                 n_cycles += 1
+            assert n_cycles and not ctx.get(engine.command.ready)
             await ctx.tick()
-            assert ctx.get(engine.done) == (n_cycles > 0)
-            await ctx.tick()
-            assert not ctx.get(engine.done)
+            assert ctx.get(engine.done) and ctx.get(engine.command.ready)
             for field in dataclasses.fields(Counters):
                 counters[field.name] = ctx.get(getattr(engine, f"counter_{field.name}"))
+            assert counters["cycles"] == n_cycles
+            await ctx.tick()
+            assert not ctx.get(engine.done)
 
-        self.call(job)
+        self.call(job, *([beside] if beside else []))
         self.refused = self.errors()
         return Counters(**counters)
 
@@ -138,16 +156,15 @@ class SimulatedEngine:
         self.call(job)
         return flags
 
-    def read_scratchpad(self, address: int, n_rows: int, stall=lambda cycle: False):
-        n_limbs = -(-self.config.scratchpad_row_width // 32)
-        words: list[int] = []
+    def read_job(self, rows: list[int], into: list[int], stall=lambda cycle: False):
+        """A coroutine function that reads these rows of the output buffer."""
         engine = self.engine
 
         async def job(ctx):
             asked = cycle = 0
-            while len(words) < n_rows:
-                ctx.set(engine.read_request.valid, asked < n_rows)
-                ctx.set(engine.read_request.payload, (address + asked) % self.config.bank_depth)
+            while len(into) < len(rows):
+                ctx.set(engine.read_request.valid, asked < len(rows))
+                ctx.set(engine.read_request.payload, rows[min(asked, len(rows) - 1)])
                 ctx.set(engine.read_response.ready, not stall(cycle))
                 *_, ready, valid, payload = await ctx.tick().sample(
                     engine.read_request.ready,
@@ -155,13 +172,18 @@ class SimulatedEngine:
                     Value.cast(engine.read_response.payload),
                 )
                 if valid and not stall(cycle):
-                    words.append(payload)
-                asked += bool(asked < n_rows and ready)
+                    into.append(payload)
+                asked += bool(asked < len(rows) and ready)
                 cycle += 1
             ctx.set(engine.read_request.valid, 0)
             ctx.set(engine.read_response.ready, 0)
 
-        self.call(job)
+        return job
+
+    def read_output(self, address: int, n_rows: int):
+        n_limbs = -(-self.config.scratchpad_row_width // 32)
+        words: list[int] = []
+        self.call(self.read_job(list(range(address, address + n_rows)), words))
         limbs = [[word >> (32 * i) & 0xFFFFFFFF for i in range(n_limbs)] for word in words]
         return np.array(limbs, dtype=np.uint32)
 
@@ -225,6 +247,9 @@ def test_an_abandoned_part_leaves_nothing_behind():
     tile, command = plan.commands(plan.tile_runs[0])[0]
     assert tile.ends_inside
     device = SimulatedEngine(config)
+    n_limbs = config.scratchpad_row_width // 32
+    noise = np.random.default_rng(9).integers(0, 1 << 32, (20, n_limbs), dtype=np.uint32)
+    device.load_scratchpad(0, noise)
     device.load_groups(0, image.pack_groups(plan.pitch, tile.group_start, tile.group_stop))
     device.run(command, split.requantisation)
     layer = random_layer(6, config, 4, Geometry.linear(12), 0.6)
@@ -260,25 +285,26 @@ REFUSED = {
     "no_groups": ("command", {"n_groups": 0}),
     "groups_beyond_the_buffer": ("command", {"group_base": 31, "n_groups": 2}),
     "records_beyond_the_buffer": ("command", {"record_base": 15, "n_records": 2}),
-    "empty_inner_loop": ("command", {"count": [0, 1, 1]}),
-    "empty_outer_loop": ("command", {"count": [1, 1, 0]}),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refuses(tiny_run, case):
-    """The right flag, no cycle, and the next command runs."""
+    """The right flag, nothing issued or written, and the next command runs."""
     device, values = tiny_run
     flag, change = REFUSED[case]
     before = device.run_values(values)
     assert before.cycles > 0 and not any(device.refused.values())
-    assert device.run_values(values | change) == before
+    rows = device.read_output(0, 4)
+    change = change | {"write_base": 2}
+    assert device.run_values(values | change) == Counters(cycles=3)
+    np.testing.assert_array_equal(device.read_output(0, 4), rows)
     assert device.refused == {"config_hash": 0, "command": 0, "address": 0} | {flag: 1}
     assert device.run_values(values) == before
     assert not any(device.refused.values())
 
 
-@pytest.mark.parametrize("change", [{"read_base": 62}, {"write_base": 63}], ids=["read", "write"])
+@pytest.mark.parametrize("change", [{"read_base": 62}, {"write_base": 31}], ids=["read", "write"])
 def test_reports_addresses_beyond_the_bank(tiny_run, change):
     """The command runs to its end, the address flag tells."""
     device, values = tiny_run
@@ -286,17 +312,71 @@ def test_reports_addresses_beyond_the_bank(tiny_run, change):
     assert device.refused == {"config_hash": 0, "command": 0, "address": 1}
 
 
-def test_reads_back_what_was_loaded_under_stall():
-    """Responses keep order and data whatever the reader does, and commands wait for them."""
-    config = ENGINES["hybrid4"]
-    device = SimulatedEngine(config)
+def tiny_results(device, base: int) -> list[int]:
+    """What one position of the run wrote: six rows, a word of every bank and one of two banks."""
+    first, second = (word_int(row) for row in device.read_output(base, 2))
+    return [first, second & 0xFFFF]
+
+
+def test_results_follow_the_write_strides(tiny_run):
+    """Each of the loops steps reads and writes by its own strides, and nothing else is written."""
+    device, values = tiny_run
+    rng = np.random.default_rng(9)
+    device.load_scratchpad(0, rng.integers(0, 1 << 32, (64, 1), dtype=np.uint32))
+    counts, read_strides, write_strides = (2, 3, 2), (4, 7, 25), (2, 5, 16)
+    places = [(x, y, z) for z in range(2) for y in range(3) for x in range(2)]
+
+    def at(strides, place) -> int:
+        return sum(p * s for p, s in zip(place, strides, strict=True))
+
+    results = []
+    for place in places:
+        one = {"read_base": at(read_strides, place), "write_base": 30}
+        device.run_values(values | one | {"count_less_1": [0, 0, 0]})
+        results.append(tiny_results(device, 30))
+    assert len(set(map(tuple, results))) > 6
+    wanted = [word_int(row) for row in device.read_output(0, 32)]
+    for place, rows in zip(places, results, strict=True):
+        start = at(write_strides, place)
+        kept = wanted[start + 1] >> 16 << 16
+        wanted[start : start + 2] = [rows[0], kept | rows[1]]
+
+    def steps(strides) -> list[int]:
+        travel, found = 0, []
+        for count, stride in zip(counts, strides, strict=True):
+            found.append(stride - travel)
+            travel += (count - 1) * stride
+        return found
+
+    loops = {"read_step": steps(read_strides), "write_step": steps(write_strides)}
+    device.run_values(values | loops | {"count_less_1": [n - 1 for n in counts]})
+    assert [word_int(row) for row in device.read_output(0, 32)] == wanted
+
+
+def test_loads_and_reads_while_running(tiny_run):
+    """Rows read under stall and scratchpad rows loaded beside a run: neither feels the other."""
+    device, values = tiny_run
+    before = device.run_values(values)
+    results = tiny_results(device, 0)
+    rows = [word_int(row) for row in device.read_output(0, 2)]
     rng = np.random.default_rng(8)
-    rows = rng.integers(0, 1 << 32, (64, 4), dtype=np.uint32)
-    device.load_scratchpad(0, rows)
-    np.testing.assert_array_equal(device.read_scratchpad(0, 64), rows)
-    pauses = rng.random(1000) < 0.5
-    got = device.read_scratchpad(5, 40, stall=lambda cycle: bool(pauses[cycle]))
-    np.testing.assert_array_equal(got, rows[5:45])
+    order = [int(n) for n in rng.integers(0, 2, 12)]
+    got: list[int] = []
+    reading = device.read_job(order, got, lambda cycle: cycle % 3 == 1)
+    assert device.run_values(values | {"write_base": 16}, reading) == before
+    assert got == [rows[n] for n in order]
+    stream = device.engine.load_scratchpad
+
+    async def loading(ctx):
+        for address in range(40, 60):
+            ctx.set(stream.valid, 1)
+            ctx.set(stream.payload.address, address)
+            await ctx.tick()
+        ctx.set(stream.valid, 0)
+
+    assert device.run_values(values | {"write_base": 8}, loading) == before
+    for base in (8, 16):
+        assert tiny_results(device, base) == results
 
 
 def test_config_hash_is_the_configs():

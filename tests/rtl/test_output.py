@@ -8,6 +8,7 @@ import pytest
 
 from gshw.encoding import Requantisation
 from gshw.golden import requantise
+from gshw.pipeline import SCATTER_LEAD
 from rtl_gen.output import DrainControl, Requantiser, ScatterWriter
 from tests.rtl.bench import observed_latencies, respond, simulate
 from tests.strategies import ENGINES, naive_requantise
@@ -183,7 +184,7 @@ def row_number(config, address: int, bank: int, channel: int) -> int:
 def scatter_cycle(rng, config, kind: str) -> dict:
     """Rows of one cycle: random banks, or all in one word; some invalid."""
     n_rows = config.drain_rows
-    free = config.bank_depth // 2
+    free = config.output_depth // 2
     if kind == "one_word":
         n_rows = min(n_rows, config.block)
         place = int(rng.integers(free)), int(rng.integers(config.lanes))
@@ -199,7 +200,7 @@ def scatter_cycle(rng, config, kind: str) -> dict:
     valid = [int(d < n_rows and rng.random() < 0.8) for d in range(config.drain_rows)]
     top = (1 << config.activation_width) - 1
     codes = [int(n) for n in rng.integers(0, top + 1, config.drain_rows * config.columns)]
-    base = int(rng.integers(config.bank_depth))
+    base = int(rng.integers(config.output_depth))
     return {"rows": rows, "valid": valid, "codes": codes, "base": base}
 
 
@@ -211,7 +212,7 @@ def naive_writes(config, cycle: dict) -> tuple[dict, bool]:
             continue
         block, channel = divmod(row, config.block)
         address = cycle["base"] + block // config.lanes
-        if address >= config.bank_depth:
+        if address >= config.output_depth:
             overflow = True
             continue
         for column in range(config.columns):
@@ -249,11 +250,20 @@ def test_scatter(name):
         ctx.set(dut.base, cycle["base"])
         for signal, row in zip(dut.row, cycle["rows"], strict=True):
             ctx.set(signal, row)
-        for signal, code in zip(dut.code, cycle["codes"], strict=True):
+        for signal, code in zip(dut.code, cycle["late_codes"], strict=True):
             ctx.set(signal, code)
 
-    outputs = respond(dut, cycles, drive, lambda ctx: observed_writes(config, ctx, dut), 4)
-    assert observed_latencies(expected, outputs) == [dut.latency]
+    codes = [cycle["codes"] for cycle in cycles]
+    inputs = [
+        cycle | {"late_codes": late}
+        for cycle, late in zip(
+            cycles + [cycles[-1] | {"valid": [0] * config.drain_rows}] * SCATTER_LEAD,
+            codes[:SCATTER_LEAD] + codes,
+            strict=True,
+        )
+    ]
+    outputs = respond(dut, inputs, drive, lambda ctx: observed_writes(config, ctx, dut), 4)
+    assert observed_latencies(expected, outputs) == [SCATTER_LEAD + dut.latency]
     assert any(overflow for _, overflow in expected)
     assert any(overflow and writes for writes, overflow in expected) == (config.drain_rows > 1)
 
@@ -270,7 +280,8 @@ def test_scatter_keeps_the_last_word_and_drops_the_next():
         ctx.set(dut.code[0], 77)
         ctx.set(dut.base, base)
 
-    top = config.bank_depth - 1
+    top = config.output_depth - 1
     bases = [top - 3, top - 2, top]
-    outputs = respond(dut, bases, drive, lambda ctx: observed_writes(config, ctx, dut), 1)
-    assert outputs[1:] == [({(2, top, 0, 0): 77}, False), ({}, True), ({}, True)]
+    n_cycles = SCATTER_LEAD + dut.latency
+    outputs = respond(dut, bases, drive, lambda ctx: observed_writes(config, ctx, dut), n_cycles)
+    assert outputs[n_cycles:] == [({(2, top, 0, 0): 77}, False), ({}, True), ({}, True)]

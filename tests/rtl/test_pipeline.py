@@ -17,16 +17,17 @@ from gshw.pipeline import (
     FETCH_LATENCY,
     MULTIPLY_LATENCY,
     REQUANTISE_LATENCY,
-    SCATTER_LATENCY,
     Pipeline,
     adder_tree_latency,
     benes_latency,
+    drain_select_latency,
+    scatter_latency,
 )
 from rtl_gen.buffers import LoopBuffer
-from rtl_gen.compute import AdderTree, MultiplierArray
+from rtl_gen.compute import Accumulators, AdderTree, MultiplierArray
 from rtl_gen.output import Requantiser, ScatterWriter
 from rtl_gen.routing import BenesNetwork, Crossbar, DirectRouting
-from rtl_gen.scratchpad import Scratchpad
+from rtl_gen.scratchpad import OutputBuffer, Scratchpad
 from tests.rtl.bench import not_built
 from tests.strategies import all_engines
 
@@ -36,11 +37,13 @@ ROUTING = {
     Routing.BENES: BenesNetwork,
 }
 TESTED = {
+    Accumulators,
     LoopBuffer,
     AdderTree,
     MultiplierArray,
     Requantiser,
     ScatterWriter,
+    OutputBuffer,
     Scratchpad,
     *ROUTING.values(),
 }
@@ -77,20 +80,22 @@ def test_latencies_are_the_pipelines(name):
     bank = latency(Scratchpad(config))
     requantise = latency(Requantiser(config.accumulator_width, config.activation_width))
     scatter = latency(ScatterWriter(config))
+    drain_select = latency(Accumulators(config))
 
-    # From an accepted command, which is a cycle before the first of the law, to the first group.
-    assert latency(LoopBuffer(8, config.group_buffer_depth)) - 1 == FETCH_LATENCY
-    assert bank == BANK_LATENCY
+    # The buffers start in the first cycle of the law, the one after the accepted command.
+    assert latency(LoopBuffer(8, config.group_buffer_depth)) == FETCH_LATENCY
+    assert bank == latency(OutputBuffer(config)) == BANK_LATENCY
     assert multiply == MULTIPLY_LATENCY
     assert requantise == REQUANTISE_LATENCY
-    assert scatter == SCATTER_LATENCY
+    assert scatter == scatter_latency(config.drain_rows)
+    assert drain_select == pipeline.drain_select
     assert routing == pipeline.routing
     assert tree == pipeline.adder_tree
     assert pipeline.address == (2 if config.gather is Gather.ARBITRATED else 1)
     assert pipeline.route_delay == pipeline.address + bank
     assert pipeline.weight_delay == pipeline.route_delay + routing
     assert pipeline.accumulate == pipeline.weight_delay + multiply + tree
-    assert pipeline.drain == requantise + scatter
+    assert pipeline.drain == drain_select + requantise + scatter
 
 
 @pytest.mark.parametrize(("n_inputs", "levels"), [(1, 0), (2, 1), (3, 2), (4, 2), (5, 3), (64, 6)])
@@ -99,10 +104,23 @@ def test_adder_tree_levels(n_inputs, levels):
     assert latency(AdderTree(n_inputs, 8, 16)) == levels
 
 
-@pytest.mark.parametrize(
-    ("log2_lanes", "registers"), [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 6)]
-)
-def test_benes_registers(log2_lanes, registers):
-    """2 log2 B - 1 switch stages, two per register."""
+@pytest.mark.parametrize("log2_lanes", range(1, 7))
+def test_benes_registers(log2_lanes):
+    """2 log2 B - 1 switch stages, one register each."""
+    registers = 2 * log2_lanes - 1
     assert benes_latency(log2_lanes) == registers
     assert latency(BenesNetwork(1 << log2_lanes, 8)) == registers
+
+
+@pytest.mark.parametrize(
+    ("n_slices", "levels"), [(1, 0), (2, 2), (4, 2), (8, 3), (16, 3), (32, 4), (64, 4)]
+)
+def test_drain_select_levels(n_slices, levels):
+    """A gate, then ORs of four."""
+    assert drain_select_latency(n_slices) == levels
+
+
+@pytest.mark.parametrize(("drain_rows", "levels"), [(1, 1), (2, 1), (4, 2), (8, 3), (64, 6)])
+def test_scatter_levels(drain_rows, levels):
+    """Multiplexers of two, and at least the register of the write port."""
+    assert scatter_latency(drain_rows) == levels

@@ -85,7 +85,7 @@ def test_benes(n_lanes):
 def test_benes_switches_all_off_and_all_on():
     """Without the encoder: no exchange keeps the order; every exchange swaps neighbours.
 
-    Stages exchange index bits 1, 0, 1: bit 1 is flipped twice, bit 0 once.
+    Stages exchange index bits 1, 0, 1; of the last one, the first pair has no switch.
     """
     dut = BenesNetwork(4, 8)
     words = [11, 22, 33, 44]
@@ -96,7 +96,9 @@ def test_benes_switches_all_off_and_all_on():
 
     outputs = respond(dut, [0] * 8, drive, read_all(dut))
     assert outputs[-1] == words
-    outputs = respond(dut, [(1 << 6) - 1] * 8, drive, read_all(dut))
-    assert outputs[-1] == [22, 11, 44, 33]
-    outputs = respond(dut, [0b11 << 4] * 8, drive, read_all(dut))
-    assert outputs[-1] == [33, 44, 11, 22]
+    outputs = respond(dut, [0b1111] * 8, drive, read_all(dut))
+    assert outputs[-1] == [44, 33, 22, 11]
+    outputs = respond(dut, [0b11111] * 8, drive, read_all(dut))
+    assert outputs[-1] == [44, 11, 22, 33]
+    outputs = respond(dut, [1 << 4] * 8, drive, read_all(dut))
+    assert outputs[-1] == [11, 44, 33, 22]

@@ -86,7 +86,8 @@ def test_every_counter_and_error_is_a_port():
     for error in ERRORS:
         assert ports[f"error_{error}"] == ("output", 1)
     assert ports["load_scratchpad_data"] == ("input", 32)
-    assert ports["command_count_2"] == ("input", 16)
+    assert ports["load_scratchpad_channel_enable"] == ("input", 4)
+    assert ports["command_count_less_1_2"] == ("input", 16)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -109,12 +110,22 @@ def test_names_are_plain(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_no_memory_keeps_the_old_word(name):
+    """Every memory has the attribute that lets synthesis leave out collision logic."""
+    memory = r"^  reg (?:\[[^\]]*\] )?\w+ \[[^\]]*\];$"
+    text = emitted(name)
+    assert re.findall(memory, text, re.M)
+    assert not re.findall(rf"(?<!\(\* no_rw_check \*\)\n){memory}", text, re.M)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_yosys_reads_it(name, tmp_path):
     """Every module resolves and no net has two drivers.
 
     With shallow memories: Yosys unrolls the loops that clear them, a millisecond a word.
     """
-    shallow = {"bank_depth": 64, "group_buffer_depth": 64, "row_buffer_depth": 64}
+    depths = ("bank_depth", "output_depth", "group_buffer_depth", "row_buffer_depth")
+    shallow = dict.fromkeys(depths, 64)
     config = dataclasses.replace(load_config(name).engine, **shallow)
     (tmp_path / "core.v").write_text(convert(Core(config), TOP_NAME))
     script = f"read_verilog core.v; hierarchy -check -top {TOP_NAME}; proc; check -assert"

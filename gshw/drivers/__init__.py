@@ -1,0 +1,1 @@
+"""How software speaks to a whole core: one interface, several back ends."""

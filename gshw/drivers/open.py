@@ -1,0 +1,121 @@
+"""Back ends by name: what ``gshw run --device`` takes."""
+
+from collections.abc import Callable
+
+from gshw.config import Config
+from gshw.drivers.accelerator import Accelerator
+from gshw.errors import GshwError
+from gshw.top import Top
+
+SPECS = {
+    "golden": "the software model",
+    "sim": "gshw_axi, compiled, with a memory model",
+    "sim-stream": "gshw_stream, compiled",
+    "sim-uart": "gshw_uart, compiled, at the end of a pseudo-terminal",
+    "uart:PORT[:BAUD]": "gshw_uart behind a serial port such as /dev/ttyUSB0 (115200)",
+    "mem:REGISTERS,MEMORY,BYTES": "gshw_axi through /dev/mem: physical addresses, and a size",
+    "uio:PORT,FILE,MEMORY,BYTES": "gshw_axi through /dev/uioN, and FILE (such as /dev/udmabuf0) "
+    "that holds the memory at address MEMORY",
+}
+"""Devices and what they are, as :func:`open_accelerator` reads them."""
+
+
+def _number(spec: str, name: str, text: str) -> int:
+    try:
+        value = int(text, 0)
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise GshwError(f"device {spec}: {name} must be a number such as 0x40000000, not {text!r}")
+    return value
+
+
+def _parts(spec: str, rest: str, form: str) -> list[str]:
+    parts = rest.split(",")
+    if len(parts) != len(form.split(",")) or not all(parts):
+        raise GshwError(f"device {spec}: must have the form {form}")
+    return parts
+
+
+def _open_uart(spec: str, rest: str, config: Config) -> Accelerator:
+    from gshw.drivers.uart import DEFAULT_BAUD, UartAccelerator
+
+    path, _, baud = rest.rpartition(":")
+    if not path:
+        path, baud = rest, str(DEFAULT_BAUD)
+    if not path:
+        raise GshwError(f"device {spec}: must have the form uart:PORT[:BAUD]")
+    return UartAccelerator(config, path, baud=_number(spec, "BAUD", baud))
+
+
+def _open_mem(spec: str, rest: str, config: Config) -> Accelerator:
+    from gshw.drivers.mapped import open_mapped
+
+    names = ("REGISTERS", "MEMORY", "BYTES")
+    parts = _parts(spec, rest, f"mem:{','.join(names)}")
+    registers, memory, n_bytes = (_number(spec, n, p) for n, p in zip(names, parts))
+    return open_mapped(
+        config,
+        "/dev/mem",
+        "/dev/mem",
+        register_base=registers,
+        memory_base=memory,
+        memory_offset=memory,
+        n_bytes=n_bytes,
+    )
+
+
+def _open_uio(spec: str, rest: str, config: Config) -> Accelerator:
+    from gshw.drivers.mapped import open_mapped
+
+    port, file, memory, n_bytes = _parts(spec, rest, "uio:PORT,FILE,MEMORY,BYTES")
+    return open_mapped(
+        config,
+        port,
+        file,
+        memory_base=_number(spec, "MEMORY", memory),
+        n_bytes=_number(spec, "BYTES", n_bytes),
+    )
+
+
+def _open_simulated(
+    kind: str, config: Config, top_verilog: Callable[[Config, Top], str]
+) -> Accelerator:
+    from gshw.drivers.simulated import SimulatedAccelerator, SimulatedStreamAccelerator
+    from gshw.drivers.uart_simulated import SimulatedUartAccelerator
+    from gshw.verilate import build_library
+
+    top, accelerator = {
+        "sim": (Top.AXI, SimulatedAccelerator),
+        "sim-stream": (Top.STREAM, SimulatedStreamAccelerator),
+        "sim-uart": (Top.UART, SimulatedUartAccelerator),
+    }[kind]
+    return accelerator(config, build_library(top_verilog(config, top), top=top))
+
+
+def open_accelerator(
+    spec: str, config: Config, top_verilog: Callable[[Config, Top], str]
+) -> Accelerator:
+    """Open the back end that a text names; see :data:`SPECS`.
+
+    Parameters
+    ----------
+    top_verilog
+        Makes the text of a top module, for the simulated ones.
+
+    Raises
+    ------
+    GshwError
+        For another text, and when there is no core for this config behind it.
+    """
+    kind, colon, rest = spec.partition(":")
+    openers = {"uart": _open_uart, "mem": _open_mem, "uio": _open_uio}
+    if colon and kind in openers:
+        return openers[kind](spec, rest, config)
+    if not colon and kind == "golden":
+        from gshw.drivers.golden import GoldenAccelerator
+
+        return GoldenAccelerator(config)
+    if spec in ("sim", "sim-stream", "sim-uart"):
+        return _open_simulated(spec, config, top_verilog)
+    raise GshwError(f"device must be one of {', '.join(SPECS)}, not {spec!r}")

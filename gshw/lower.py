@@ -1,0 +1,244 @@
+"""From an encoded layer to a program and its memory.
+
+How the buffers are divided for double buffering is found by trying: the program of least
+estimated length wins. :mod:`gshw.lowering` makes its steps.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gshw.config import Config
+from gshw.encoding import EncodedLayer
+from gshw.errors import GshwError
+from gshw.golden import check_activations, unfold_windows
+from gshw.image import LayerImage
+from gshw.lowering import ALIGNMENT_BYTES, Lowering, Slots, aligned
+from gshw.plan import Plan
+from gshw.program import INSTRUCTION_BYTES, assemble
+from gshw.program_model import pack_codes, unpack_codes
+from gshw.transfers import TensorLayout
+
+_SLOTS = ((1, 1), (1, 2), (2, 1), (2, 2), (4, 4), (8, 8))
+_WEIGHT_SLOTS = (1, 2, 4)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Bytes at an address."""
+
+    name: str
+    address: int
+    data: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerProgram:
+    """A layer ready to run: the program, its memory, and how to get arrays in and out.
+
+    Parameters
+    ----------
+    name, config
+        The layer's name, and what it was lowered for.
+    segments
+        What must be in memory beforehand: ``program``, ``groups``, ``records``.
+    input_layout, output_layout
+        The tensors in memory, channel-last.
+    base_address, n_bytes
+        All of the memory that the program touches.
+    estimated_cycles
+        By the cycle law of the engine and the bandwidth of the bus; no bus is as good.
+    """
+
+    name: str
+    config: Config
+    layer: EncodedLayer
+    segments: tuple[Segment, ...]
+    input_layout: TensorLayout
+    output_layout: TensorLayout
+    base_address: int
+    n_bytes: int
+    estimated_cycles: int
+
+    @property
+    def program(self) -> bytes:
+        """The binary program."""
+        return self.segments[0].data
+
+    @property
+    def program_address(self) -> int:
+        return self.segments[0].address
+
+    @property
+    def image(self) -> bytes:
+        """Program and weights as one piece, to lie at ``base_address``."""
+        data = bytearray()
+        for segment in self.segments:
+            data += bytes(segment.address - self.base_address - len(data)) + segment.data
+        return bytes(data)
+
+    @property
+    def memory_map(self) -> str:
+        """One line per part of the memory: name, address, bytes, shape."""
+        parts = [(s.name, s.address, len(s.data), "") for s in self.segments]
+        for name, tensor in (("input", self.input_layout), ("output", self.output_layout)):
+            parts.append((name, tensor.address, tensor.n_bytes, f"  {tensor.shape}"))
+        return "\n".join(
+            f"{name:8} {address:#010x} {n_bytes:9} bytes{shape}"
+            for name, address, n_bytes, shape in parts
+        )
+
+    def memory(self, activations: NDArray) -> NDArray[np.uint8]:
+        """The memory's contents before the program runs; results are 0."""
+        memory = np.zeros(self.n_bytes, dtype=np.uint8)
+        memory[: len(self.image)] = np.frombuffer(self.image, np.uint8)
+        data = self.input_bytes(activations)
+        start = self.input_layout.address - self.base_address
+        memory[start : start + len(data)] = np.frombuffer(data, np.uint8)
+        return memory
+
+    def input_bytes(self, activations: NDArray) -> bytes:
+        """What must lie at ``input_layout.address``.
+
+        Parameters
+        ----------
+        activations
+            As :func:`gshw.golden.check_activations`, of the size that was lowered.
+        """
+        x = check_activations(self.config.engine, self.layer, activations)
+        if self.layer.geometry.unfold:
+            x = unfold_windows(self.layer.geometry, x)
+        if x.shape != self.input_layout.shape:
+            raise GshwError(
+                f"layer {self.name!r} was lowered for an input of shape "
+                f"{self.input_layout.shape}, not {x.shape}"
+            )
+        return pack_codes(self.config.engine, x).tobytes()
+
+    def read_output(self, memory: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Output codes, shape (n_samples, out_height, out_width, n_rows), of the memory."""
+        start = self.output_layout.address - self.base_address
+        return self.output_codes(memory[start : start + self.output_layout.n_bytes])
+
+    def output_codes(self, data: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Output codes of the bytes at ``output_layout.address``."""
+        engine, shape = self.config.engine, self.output_layout.shape
+        codes = unpack_codes(engine, data.reshape(*shape[:3], -1))[..., : shape[3]]
+        if self.layer.requantisation.signed_output:
+            width = engine.activation_width
+            codes = codes - ((codes >> (width - 1)) << width)
+        return codes
+
+
+def lower_layer(
+    config: Config,
+    layer: EncodedLayer,
+    n_samples: int,
+    height: int,
+    width: int,
+    *,
+    image: LayerImage | None = None,
+    base_address: int = 0,
+) -> LayerProgram:
+    """Make the program of one layer for an input size.
+
+    Parameters
+    ----------
+    n_samples, height, width
+        Of the layer's input, before padding.
+    base_address
+        Where the memory begins; the program lies there.
+
+    Raises
+    ------
+    GshwError
+        For a foreign layer, one that does not fit the buffers, or a memory beyond the bus.
+    """
+    image = image or LayerImage(config.engine, layer)
+    plans = _plans(config, image, n_samples, height, width)
+    fewest = min(_n_commands(plan) for _, plan in plans)
+    best: Lowering | None = None
+    for slots, plan in plans:
+        # Weights that are loaded again at every position are worth no closer look.
+        if _n_commands(plan) > 8 * fewest + 64:
+            continue
+        lowering = Lowering(config, plan, slots, n_samples, height, width)
+        if best is None or lowering.cost < best.cost:
+            best = lowering
+    assert best is not None, "the plan of fewest commands is looked at"
+    return _place(config, image, best, base_address)
+
+
+def _place(
+    config: Config, image: LayerImage, lowering: Lowering, base_address: int
+) -> LayerProgram:
+    """Give everything its address: the program first, then what it reads and writes."""
+    name = image.layer.name
+    if base_address < 0 or base_address % ALIGNMENT_BYTES:
+        raise GshwError(
+            f"base_address must be a multiple of {ALIGNMENT_BYTES}, not {base_address:#x}"
+        )
+    builder, source, result = lowering.builder, lowering.source, lowering.result
+    data = base_address + aligned((len(builder.steps) + 1) * INSTRUCTION_BYTES)
+    stop = data + result.address + result.n_bytes
+    limit = 1 << config.bus.address_width
+    if stop > limit:
+        raise GshwError(
+            f"layer {name!r} needs memory up to {stop - 1:#x}, beyond the bus's last address "
+            f"{limit - 1:#x}"
+        )
+    program = assemble(config.engine.hash32, builder.instructions(data))
+    groups = image.pack_groups(lowering.plan.pitch).tobytes()
+    return LayerProgram(
+        name=name,
+        config=config,
+        layer=image.layer,
+        segments=(
+            Segment("program", base_address, program),
+            Segment("groups", data, groups),
+            Segment("records", data + lowering.records_address, image.pack_records().tobytes()),
+        ),
+        input_layout=dataclasses.replace(source, address=data + source.address),
+        output_layout=dataclasses.replace(result, address=data + result.address),
+        base_address=base_address,
+        n_bytes=stop - base_address,
+        estimated_cycles=lowering.estimated_cycles,
+    )
+
+
+def _plans(
+    config: Config, image: LayerImage, n_samples: int, height: int, width: int
+) -> list[tuple[Slots, Plan]]:
+    """Every division of the buffers that holds the layer."""
+    engine = config.engine
+    fits = image.n_records <= engine.row_buffer_depth
+    halves = int(image.drain.max()) <= engine.row_buffer_depth // 2
+    record_slots = 2 if halves and not fits else 1
+    plans: list[tuple[Slots, Plan]] = []
+    reason: GshwError | None = None
+    for n_input, n_output in _SLOTS:
+        for n_groups in _WEIGHT_SLOTS:
+            slots = Slots(n_input, n_output, n_groups, record_slots)
+            try:
+                usable = dataclasses.replace(
+                    engine,
+                    bank_depth=engine.bank_depth // n_input,
+                    output_depth=engine.output_depth // n_output,
+                    group_buffer_depth=engine.group_buffer_depth // n_groups,
+                    row_buffer_depth=engine.row_buffer_depth // record_slots,
+                )
+                plans.append((slots, Plan(usable, image, n_samples, height, width)))
+            except GshwError as error:
+                # The whole buffers come first: their reason is the one that matters.
+                reason = reason or error
+    if not plans:
+        assert reason is not None, "no plan has a reason"
+        raise reason
+    return plans
+
+
+def _n_commands(plan: Plan) -> int:
+    per_tile = sum(1 if len(run) == 1 else len(run) * plan.n_positions for run in plan.tile_runs)
+    return per_tile * plan.n_stream_tiles

