@@ -452,7 +452,7 @@ def _parser() -> argparse.ArgumentParser:
     board.add_argument("board", choices=("ulx3s",), help="ulx3s: with the ECP5-85F")
     board.add_argument("config", metavar="CONFIG", help="TOML file or preset")
     board.add_argument("-o", "--output", type=Path, required=True, help="empty folder")
-    board.add_argument("--clock", type=_positive, default=50, metavar="MHZ", help="of the core (50)")
+    board.add_argument("--clock", type=_positive, default=50, metavar="MHZ", help="its own (50)")
     board.add_argument("--baud", type=_positive, default=115200, help="of the line (115200)")
     board.add_argument("--force", action="store_true", help="overwrite files in the folder")
 

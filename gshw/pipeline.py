@@ -13,6 +13,8 @@ FETCH_LATENCY = 3
 
 First address, buffer read, buffer output register.
 """
+OFFSET_LATENCY = 2
+"""Memory read, memory output register: from the issue of a scheduled group to its offsets."""
 BANK_LATENCY = 2
 """Memory read, memory output register."""
 MULTIPLY_LATENCY = 2
@@ -60,8 +62,8 @@ class Pipeline:
 
     @property
     def address(self) -> int:
-        """Base plus offset; the arbiter selects offsets in a cycle of its own before that."""
-        return 2 if self.config.gather is Gather.ARBITRATED else 1
+        """Base plus offset, after the offsets were read, or selected by the arbiter in a cycle."""
+        return 1 + (1 if self.config.gather is Gather.ARBITRATED else OFFSET_LATENCY)
 
     @property
     def routing(self) -> int:

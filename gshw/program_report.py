@@ -16,7 +16,7 @@ from gshw.simulate import input_size
 def explain_programs(
     config: Config, layers: Mapping[str, EncodedLayer], n_samples: int, model: MemoryModel
 ) -> dict[str, ProgramCycles]:
-    """Cycles of every layer as a program of its own, for the input size that it was exported for."""
+    """Cycles of every layer as a program of its own, for its recorded input size."""
     return {
         name: layer_cycles(lower_layer(config, layer, n_samples, *input_size(layer)), model)
         for name, layer in layers.items()

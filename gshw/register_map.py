@@ -322,6 +322,15 @@ def _counter_registers() -> tuple[Register, ...]:
 
 _OF_MEMORY = ("program_address_", "window_", "first_error_address_", "watchdog_cycles")
 """What ``gshw_uart`` lacks: it has no memory, and its host has time-outs of its own."""
+UART_COUNTERS = ("cycles",)
+"""The counters of ``gshw_uart``, which is to fit the smallest devices."""
+
+
+def _is_of_uart(register: Register) -> bool:
+    counters = tuple(f"counter_{name}" for name in UART_COUNTERS)
+    if register.in_memory:
+        return register.name.startswith(counters)
+    return not register.name.startswith(_OF_MEMORY)
 
 
 def register_map(config: Config, top: Top) -> RegisterMap:
@@ -332,7 +341,7 @@ def register_map(config: Config, top: Top) -> RegisterMap:
         *_counter_registers(),
     )
     if top is Top.UART:
-        registers = tuple(r for r in registers if not r.name.startswith(_OF_MEMORY))
+        registers = tuple(filter(_is_of_uart, registers))
     return RegisterMap(
         name=top.module_name,
         description="Control, status, identity and counters of a gather/scatter engine.",

@@ -5,13 +5,13 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from gshw.config import EngineConfig
+from gshw.config import EngineConfig, Gather
 from gshw.layout import group_fields, group_head_fields, record_fields, word_width
-from gshw.pipeline import FETCH_LATENCY, Pipeline
+from gshw.pipeline import FETCH_LATENCY, OFFSET_LATENCY, Pipeline
 from rtl_gen.delay import delay
 from rtl_gen.layouts import (
-    group_head_layout,
     group_layout,
+    issue_layout,
     load_layout,
     record_layout,
     route_width,
@@ -120,18 +120,21 @@ class LoopBuffer(wiring.Component):
 class GroupBuffer(wiring.Component):
     """Group words, each part read when the pipeline needs it.
 
-    The head (drain count, offsets) streams to the gather unit. Routing control and weights sit in
-    memories of their own, read a fixed time after the gather unit takes the head, so that no
-    register chain has to carry them along.
+    What decides the issue streams to the gather unit: the drain count; arbitrated: the whole head.
+    Offsets, routing control and weights sit in memories of their own, read a fixed time after the
+    gather unit takes the head, so that no register chain has to carry them along, and a stall
+    reaches few registers.
 
-    Latency: ``route`` is valid ``Pipeline.route_delay`` cycles after the head was at ``head``,
-    ``weight`` after ``Pipeline.weight_delay``. Throughput: one group per cycle.
+    Latency: ``offset`` (scheduled only) is valid ``OFFSET_LATENCY`` cycles after the head was at
+    ``head``, ``route`` after ``Pipeline.route_delay``, ``weight`` after ``Pipeline.weight_delay``.
+    Throughput: one group per cycle.
     """
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
         address_width = config.group_address_width
         self._pipeline = Pipeline(config)
+        arbitrated = config.gather is Gather.ARBITRATED
         super().__init__(
             {
                 "load": In(
@@ -145,13 +148,12 @@ class GroupBuffer(wiring.Component):
                 "base": In(address_width),
                 "end_word": In(address_width + 1),
                 "head": Out(
-                    stream.Signature(
-                        data.StructLayout({"group": group_head_layout(config), "last": 1})
-                    )
+                    stream.Signature(data.StructLayout({"group": issue_layout(config), "last": 1}))
                 ),
                 "route": Out(route_width(config)),
                 "weight": Out(config.weight_width).array(config.lanes * config.block),
             }
+            | ({} if arbitrated else {"offset": Out(config.address_width).array(config.lanes)})
         )
 
     def elaborate(self, platform) -> Module:
@@ -161,11 +163,12 @@ class GroupBuffer(wiring.Component):
         whole = group_layout(config)
         word = self.load.payload.data
 
-        head = place(m, platform, "head", LoopBuffer(head_width, config.group_buffer_depth))
+        issue_width = issue_layout(config).size
+        head = place(m, platform, "head", LoopBuffer(issue_width, config.group_buffer_depth))
         m.d.comb += [
             head.load.valid.eq(self.load.valid),
             head.load.payload.address.eq(self.load.payload.address),
-            head.load.payload.data.eq(word[:head_width]),
+            head.load.payload.data.eq(word[:issue_width]),
             head.start.eq(self.start),
             head.stop.eq(self.stop),
             head.base.eq(self.base),
@@ -176,6 +179,18 @@ class GroupBuffer(wiring.Component):
             head.o.ready.eq(self.head.ready),
         ]
 
+        if issue_width < head_width:
+            offsets = data.View(
+                data.ArrayLayout(config.address_width, config.lanes),
+                self._late_read(
+                    m,
+                    "offset",
+                    word[issue_width:head_width],
+                    head.o.payload.address,
+                    OFFSET_LATENCY,
+                ),
+            )
+            m.d.comb += [self.offset[b].eq(offsets[b]) for b in range(config.lanes)]
         n_route = route_width(config)
         if n_route:
             m.d.comb += self.route.eq(

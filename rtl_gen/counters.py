@@ -1,5 +1,6 @@
 """Counters that live in a memory: many of them for the area of a few."""
 
+from collections.abc import Sequence
 from functools import reduce
 from operator import or_
 
@@ -47,6 +48,13 @@ class CounterBank(wiring.Component):
     32 bits in the memory. So a read is exact, but it waits for its turn: at most ``n_slots + 2``
     cycles. The halves of a wide counter are read one after the other.
 
+    Parameters
+    ----------
+    data_bytes
+        Bytes of a beat.
+    names
+        Which counters there are, in the order of the registers.
+
     Members
     -------
     event_*
@@ -57,12 +65,13 @@ class CounterBank(wiring.Component):
         See :class:`CounterRead`.
     """
 
-    n_slots = 2 * len(WIDE_COUNTERS) + len(PROGRAM_COUNTERS)
-
-    def __init__(self, data_bytes: int) -> None:
+    def __init__(
+        self, data_bytes: int, names: Sequence[str] = (*WIDE_COUNTERS, *PROGRAM_COUNTERS)
+    ) -> None:
         self.data_bytes = data_bytes
-        self.variant = (data_bytes,)
-        names = (*WIDE_COUNTERS, *PROGRAM_COUNTERS)
+        self.names = tuple(names)
+        self.variant = (data_bytes, self.names)
+        self.n_slots = sum(2 if name in WIDE_COUNTERS else 1 for name in self.names)
         self.contents = MemoryData(shape=REGISTER_WIDTH, depth=self.n_slots, init=[])
         super().__init__(
             {f"event_{name}": In(1) for name in names}
@@ -73,8 +82,13 @@ class CounterBank(wiring.Component):
         m = Module()
         n_slots = self.n_slots
         sum_width = n_slots.bit_length()
-        low_slots = {name: 2 * index for index, name in enumerate(WIDE_COUNTERS)}
-        low_slots |= {name: 2 * len(low_slots) + i for i, name in enumerate(PROGRAM_COUNTERS)}
+        low_slots, high_slots = {}, []
+        first_free = 0
+        for name in self.names:
+            low_slots[name] = first_free
+            if name in WIDE_COUNTERS:
+                high_slots.append(first_free + 1)
+            first_free += 2 if name in WIDE_COUNTERS else 1
 
         # --- whose turn it is --------------------------------------------------------------
         turn = Signal(n_slots, init=1)
@@ -103,8 +117,9 @@ class CounterBank(wiring.Component):
             mine = recent & turn[low_slot].replicate(sum_width)
             (byte_amounts if name.startswith("bytes_") else amounts).append(mine)
         amount = Signal(sum_width + shift, reset_less=True)
-        whole = reduce(or_, amounts)
-        m.d.sync += amount.eq(whole | Cat(Const(0, shift), reduce(or_, byte_amounts)))
+        whole = reduce(or_, amounts, Const(0, sum_width))
+        in_bytes = reduce(or_, byte_amounts, Const(0, sum_width))
+        m.d.sync += amount.eq(whole | Cat(Const(0, shift), in_bytes))
 
         # --- add ---------------------------------------------------------------------------
         m.submodules.memory = memory = Memory(self.contents)
@@ -117,7 +132,7 @@ class CounterBank(wiring.Component):
         total = Signal(REGISTER_WIDTH + 1, reset_less=True)
         m.d.sync += [
             fresh.eq(fresh_left != 0),
-            high.eq(reduce(or_, (turn[low_slots[name] + 1] for name in WIDE_COUNTERS))),
+            high.eq(reduce(or_, (turn[slot_number] for slot_number in high_slots))),
             add_slot.eq(slot),
             total.eq(
                 Mux(fresh, 0, load.data) + (amount | (total[-1] & high & ~fresh)),

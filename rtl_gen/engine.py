@@ -167,11 +167,12 @@ class Engine(wiring.Component):
         wiring.connect(m, wiring.flipped(self.load_scratchpad), scratchpad.load)
         base = delay(m, read_base.address, pipeline.address - 1, "read_base")
         issued = delay(m, gather.tag.valid, pipeline.address, "issued", resets=True)
+        offsets = gather.offset if arbitrated else groups.offset
         carries = Signal(config.lanes, reset_less=True)
         read_overflow = Signal()
         for b in lanes:
             address = Signal(config.address_width, name=f"read_address_{b}", reset_less=True)
-            m.d.sync += Cat(address, carries[b]).eq(base + gather.offset[b])
+            m.d.sync += Cat(address, carries[b]).eq(base + offsets[b])
             m.d.comb += scratchpad.read_address[b].eq(address)
         m.d.sync += read_overflow.eq(issued & carries.any())
 

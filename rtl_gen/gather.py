@@ -1,6 +1,6 @@
 """The gather units: they issue groups, one bank offset per bank and cycle.
 
-Both have the same members, so the engine wires either.
+Both have the same members, except that arbitrated offsets, banks and lanes are known at issue only.
 """
 
 from functools import reduce
@@ -11,20 +11,15 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from gshw.config import EngineConfig
-from rtl_gen.layouts import group_head_layout, tag_layout
+from rtl_gen.layouts import issue_layout, tag_layout
 from rtl_gen.library import place
 
 
 def _gather_signature(config: EngineConfig) -> dict:
     return {
-        "i": In(
-            stream.Signature(data.StructLayout({"group": group_head_layout(config), "last": 1}))
-        ),
+        "i": In(stream.Signature(data.StructLayout({"group": issue_layout(config), "last": 1}))),
         "restart": In(1),
         "tag": Out(tag_layout(config)),
-        "offset": Out(config.address_width).array(config.lanes),
-        "bank": Out(config.log2_lanes).array(config.lanes),
-        "enable": Out(config.lanes),
         "pass_end": Out(1),
         "stalled": Out(1),
         "replayed": Out(1),
@@ -58,7 +53,7 @@ class DrainGuard(wiring.Component):
 class ScheduledGather(wiring.Component):
     """Issues one group per cycle; a bank conflict cannot be expressed.
 
-    Latency: none; ``tag`` and ``offset`` belong to the group at ``i`` in the same cycle.
+    Latency: none; ``tag`` belongs to the group at ``i`` in the same cycle.
     Throughput: one group per cycle, held only by the drain (``stalled``).
 
     Members
@@ -69,10 +64,6 @@ class ScheduledGather(wiring.Component):
         The next group starts new sums, whatever came before.
     tag
         ``valid`` when a group is issued, with its framing.
-    offset
-        Word offset of every bank.
-    bank, enable
-        Run-time routing; constant here, the routing control comes from the group buffer.
     pass_end
         The issued group is the last of its pass.
     stalled, replayed, conflicted
@@ -99,9 +90,7 @@ class ScheduledGather(wiring.Component):
             self.pass_end.eq(self.tag.valid & self.i.payload.last),
             guard.issue.eq(self.tag.valid),
             guard.drain.eq(group.drain[0]),
-            self.enable.eq(-1),
         ]
-        m.d.comb += [self.offset[b].eq(group.offset[b]) for b in range(self.config.lanes)]
         with m.If(self.restart):
             m.d.sync += fresh.eq(1)
         with m.Elif(self.tag.valid):
@@ -120,12 +109,24 @@ class ArbitratedGather(wiring.Component):
 
     Members
     -------
-    As :class:`ScheduledGather`; ``offset``, ``bank`` and ``enable`` are registered.
+    As :class:`ScheduledGather`, and, registered:
+
+    offset
+        Word offset of every bank.
+    bank, enable
+        Per lane: the bank that feeds it, and whether it takes part.
     """
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
-        super().__init__(_gather_signature(config))
+        super().__init__(
+            _gather_signature(config)
+            | {
+                "offset": Out(config.address_width).array(config.lanes),
+                "bank": Out(config.log2_lanes).array(config.lanes),
+                "enable": Out(config.lanes),
+            }
+        )
 
     def elaborate(self, platform) -> Module:
         m = Module()

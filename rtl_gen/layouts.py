@@ -3,7 +3,7 @@
 from amaranth.hdl import ShapeLike, signed, unsigned
 from amaranth.lib import data
 
-from gshw.config import EngineConfig
+from gshw.config import EngineConfig, Gather
 from gshw.layout import Field, group_fields, group_head_fields, record_fields, route_field
 from gshw.plan import COUNT_WIDTH, N_LOOPS
 
@@ -17,9 +17,10 @@ def _struct(fields: tuple[Field, ...]) -> data.StructLayout:
     return data.StructLayout({f.name: data.ArrayLayout(_element(f), f.count) for f in fields})
 
 
-def group_head_layout(config: EngineConfig) -> data.StructLayout:
-    """What the gather unit reads of a group: ``drain[0]``, ``offset``; arbitrated: per lane."""
-    return _struct(group_head_fields(config))
+def issue_layout(config: EngineConfig) -> data.StructLayout:
+    """What the gather unit reads of a group: ``drain[0]``; arbitrated: the whole head."""
+    fields = group_head_fields(config)
+    return _struct(fields if config.gather is Gather.ARBITRATED else fields[:1])
 
 
 def group_layout(config: EngineConfig) -> data.StructLayout:

@@ -259,15 +259,19 @@ class LoadUnit(wiring.Component):
         # --- beats to parts of words ---------------------------------------------------------
         beat = self.data
         steering = place(m, platform, "steering", LaneSteering(self.config))
-        groups = Gearbox(bus.data_width, -(-self._group_width // LIMB_WIDTH))
-        records = Gearbox(bus.data_width, -(-self._record_width // LIMB_WIDTH))
+        group_limbs = -(-self._group_width // LIMB_WIDTH)
+        record_limbs = -(-self._record_width // LIMB_WIDTH)
+        groups = Gearbox(bus.data_width, group_limbs)
         place(m, platform, "group_gearbox", groups)
-        place(m, platform, "record_gearbox", records)
-        takers = (
-            (active.activations, steering),
-            (active.groups, groups),
-            (active.records, records),
-        )
+        if self._held and group_limbs == record_limbs:
+            # Small: both kinds of words take turns.
+            records = groups
+            words = ((active.groups | active.records, groups),)
+        else:
+            records = Gearbox(bus.data_width, record_limbs)
+            place(m, platform, "record_gearbox", records)
+            words = ((active.groups, groups), (active.records, records))
+        takers = ((active.activations, steering), *words)
         for chosen, taker in takers:
             m.d.comb += [
                 taker.clear.eq(starting[0]),
@@ -317,8 +321,8 @@ class LoadUnit(wiring.Component):
         m.d.sync += written_address.eq(address)
         ports = (
             (self.load_scratchpad, active.fill | steering.write, engine.bank_depth),
-            (self.load_group, groups.finish, engine.group_buffer_depth),
-            (self.load_record, records.finish, engine.row_buffer_depth),
+            (self.load_group, groups.finish & active.groups, engine.group_buffer_depth),
+            (self.load_record, records.finish & active.records, engine.row_buffer_depth),
         )
         bad = [empty, groups.incomplete, records.incomplete]
         for port, write, depth in ports:
@@ -330,8 +334,8 @@ class LoadUnit(wiring.Component):
             self.load_scratchpad.payload.channel_enable.eq(steering.channel_enable),
             self.load_scratchpad.payload.column_enable.eq(columns),
             self.load_scratchpad.payload.data.eq(steering.row),
-            self.load_group.payload.data.eq(groups.word),
-            self.load_record.payload.data.eq(records.word),
+            self.load_group.payload.data.eq(groups.word[: self._group_width]),
+            self.load_record.payload.data.eq(records.word[: self._record_width]),
         ]
 
         # --- begin and end -------------------------------------------------------------------

@@ -118,7 +118,7 @@ class Requantiser(wiring.Component):
     def elaborate(self, platform) -> Module:
         m = Module()
         product = self._product(m)
-        negative = delay(m, product[-1], 7, "negative")
+        negative = delay(m, product[-1], 8, "negative")
 
         # By a multiple of 16, of 4, of 1: each keeps no more bits than the rest can bring down.
         shift_less_1 = Signal(SHIFT_WIDTH, reset_less=True)
@@ -133,26 +133,16 @@ class Requantiser(wiring.Component):
             overflow = delay(m, overflow, 1, f"overflow_before_{step}")
             overflow = delay(m, overflow | lost, 1, f"overflow_{step}")
 
-        # Beside the rounding, whether its result is beyond a clamp: as (value + 1) >> 1 > high is
-        # value > 2 * high, and (value + 1) >> 1 < low is value < 2 * low - 1, which the lowest low
-        # has no room for: nothing in the window is below it.
-        lowest_low = -(1 << self._activation_width)
-        shape = signed(self._window_width)
-        lowest = Signal(shape, reset_less=True)
-        highest = Signal(shape, reset_less=True)
-        m.d.sync += [
-            lowest.eq(Mux(self.low == lowest_low, 2 * lowest_low, (self.low << 1) - 1)),
-            highest.eq(self.high << 1),
-        ]
-        above = self._greater(m, value, highest, "above")
-        below = self._greater(m, lowest, value, "below")
-        overflow = delay(m, overflow, 1, "overflow")
-        not_above = Signal(reset_less=True)
-        not_below = Signal(reset_less=True)
-        m.d.sync += [
-            not_above.eq(~Mux(overflow, ~negative, above)),
-            not_below.eq(~Mux(overflow, negative, below)),
-        ]
+        # Beside the rounding, whether its result is beyond a clamp: (value + 1) >> 1 > high iff
+        # value > 2 * high, and where value < 2 * low the result is low or below it.
+        above = self._greater(m, value, self.high << 1, "above")
+        below = self._greater(m, self.low << 1, value, "below")
+        within_high = Signal(reset_less=True)
+        within_low = Signal(reset_less=True)
+        m.d.sync += [within_high.eq(~above), within_low.eq(~below)]
+        overflow = delay(m, overflow, 2, "overflow")
+        not_above = Mux(overflow, negative, within_high)
+        not_below = Mux(overflow, ~negative, within_low)
 
         # One of the three, again by synchronous resets.
         rounded = Signal(self._activation_width, reset_less=True)
@@ -172,7 +162,7 @@ class Requantiser(wiring.Component):
     def _greater(self, m: Module, a: Value, b: Value, name: str) -> Value:
         """Whether ``a > b``, both two's complement of the window's width, after one cycle.
 
-        Compared by pairs of bits, so that the result is two LUT4 deep.
+        Compared by pairs of bits, registered, which are then joined: less area than carry chains.
         """
         n_pairs = (self._window_width + 1) // 2
         greater = Signal(n_pairs, name=f"{name}_greater", reset_less=True)

@@ -8,7 +8,7 @@ from amaranth.lib.wiring import Flow, In, Out
 
 from gshw.config import BusConfig, Config
 from gshw.register_map import register_map
-from gshw.registers import PROGRAM_COUNTERS, PROGRAM_ERRORS, WIDE_COUNTERS
+from gshw.registers import PROGRAM_COUNTERS, PROGRAM_ERRORS, WIDE_COUNTERS, RegisterMap
 from gshw.top import Top
 from rtl_gen.axi import ReadArbiter, ReadSignature, WriteSignature
 from rtl_gen.axi_lite import AxiLite, AxiLiteSlave
@@ -100,6 +100,12 @@ class CoreParts(NamedTuple):
     interrupt: Signal
 
 
+def counter_names(registers: RegisterMap) -> list[str]:
+    """The counters that a map has, in the order of its registers."""
+    wide = [name for name in WIDE_COUNTERS if f"counter_{name}_low" in registers]
+    return wide + [name for name in PROGRAM_COUNTERS if f"counter_{name}" in registers]
+
+
 def build_core(
     m: Module,
     platform,
@@ -186,11 +192,13 @@ def build_core(
         m.d.comb += status.eq(getattr(processor, f"{unit}_busy"))
     for number, name in enumerate(PROGRAM_ERRORS):
         m.d.comb += getattr(registers, f"error_{name}").eq(processor.errors[number])
-    if registers.registers.in_memory:
-        bank = place(m, platform, "counters", CounterBank(config.bus.data_bytes), domain=HOST)
+    names = counter_names(registers.registers)
+    if names:
+        bank = CounterBank(config.bus.data_bytes, names)
+        place(m, platform, "counters", bank, domain=HOST)
         wiring.connect(m, registers.counters, bank.read)
         m.d.comb += bank.clear.eq(start)
-        for name in (*WIDE_COUNTERS, *PROGRAM_COUNTERS):
+        for name in names:
             event = getattr(processor, f"event_{name}")
             m.d.comb += getattr(bank, f"event_{name}").eq(event)
     return CoreParts(processor, registers, soft_reset, interrupt)

@@ -30,16 +30,16 @@ from sim_tests.bench_top_support import (
     watch,
 )
 from sim_tests.programs import (
-    N_BYTES,
     RandomProgram,
     finish_program,
     memory_base,
+    memory_bytes,
     random_program,
 )
 
 CONFIG = load_config(os.environ["GSHW_BENCH_CONFIG"])
 SEED = int(os.environ["GSHW_BENCH_SEED"])
-BASE = memory_base(CONFIG)
+BASE, N_BYTES = memory_base(CONFIG), memory_bytes(CONFIG)
 N_BEAT = CONFIG.bus.data_bytes
 
 
@@ -59,7 +59,7 @@ class Fault:
 
 
 class Ram:
-    """32 KiB behind cocotbext-axi's memory; anything outside answers with an error.
+    """The programs' memory behind cocotbext-axi's slave; nothing else may be touched.
 
     Attributes
     ----------

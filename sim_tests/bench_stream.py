@@ -28,7 +28,7 @@ from sim_tests.bench_top_support import (
     start_clock,
     watch,
 )
-from sim_tests.programs import N_BYTES, RandomProgram, memory_base, random_program
+from sim_tests.programs import RandomProgram, memory_base, memory_bytes, random_program
 
 CONFIG = load_config(os.environ["GSHW_BENCH_CONFIG"])
 SEED = int(os.environ["GSHW_BENCH_SEED"])
@@ -51,7 +51,7 @@ class Bench:
         self.sink = AxiStreamSink(
             AxiStreamBus.from_prefix(dut, "m_axis"), *clock, reset_active_level=False
         )
-        self.memory = HostMemory(N_BYTES, memory_base(CONFIG))
+        self.memory = HostMemory(memory_bytes(CONFIG), memory_base(CONFIG))
         self.good = self.program(n_steps=4, window_words=4)
 
     @classmethod

@@ -99,7 +99,8 @@ def make_kernel(
 
 def random_kernel(rng: np.random.Generator, config: EngineConfig) -> Kernel:
     """One to four bundles of any rows in up to three words, now and then with a tail."""
-    n_bundles, n_words = int(rng.integers(1, 5)), int(rng.integers(1, 4))
+    n_words = int(rng.integers(1, 4))
+    n_bundles = int(rng.integers(1, min(4, _most_bundles(config)) + 1))
     rows = np.array(
         [
             rng.choice(n_words * config.channels_per_row, config.rows, replace=False)
@@ -107,14 +108,33 @@ def random_kernel(rng: np.random.Generator, config: EngineConfig) -> Kernel:
         ]
     )
     rows[rng.random(rows.shape) < rng.choice([0.0, 0.3])] = -1
+    rows[:, config.row_buffer_depth :] = -1
     n_tail = int(rng.integers(1, 4)) if rng.random() < 0.4 else 0
-    return make_kernel(rng, config, rows, span=int(rng.integers(1, 6)), n_tail=n_tail)
+    n_tail = min(n_tail, config.group_buffer_depth - n_bundles)
+    max_groups = min(3, (config.group_buffer_depth - n_tail) // n_bundles)
+    span = int(rng.integers(1, 6))
+    return make_kernel(rng, config, rows, span=span, n_tail=n_tail, max_groups=max_groups)
 
 
-def whole_word_kernel(rng: np.random.Generator, config: EngineConfig) -> Kernel:
-    """Bundles that write every channel of one output word, in any order."""
-    rows = rng.permutation(config.channels_per_row).reshape(-1, config.rows)
-    return make_kernel(rng, config, rows, span=1, max_groups=1)
+def whole_word_kernels(rng: np.random.Generator, config: EngineConfig) -> list[Kernel]:
+    """Bundles that together write every channel of one output word, in any order."""
+    order = rng.permutation(config.channels_per_row)
+    n_used = min(config.rows, config.row_buffer_depth)
+    rows = np.full((-(-order.size // n_used), config.rows), -1, dtype=np.int64)
+    for start in range(0, order.size, n_used):
+        some = order[start : start + n_used]
+        rows[start // n_used, : some.size] = some
+    n_bundles = _most_bundles(config)
+    return [
+        make_kernel(rng, config, rows[start : start + n_bundles], span=1, max_groups=1)
+        for start in range(0, len(rows), n_bundles)
+    ]
+
+
+def _most_bundles(config: EngineConfig) -> int:
+    """Bundles that surely fit the buffers, each with as many records as it can need."""
+    n_records = min(config.rows, config.row_buffer_depth)
+    return min(config.group_buffer_depth, config.row_buffer_depth // n_records)
 
 
 def _peak(config: EngineConfig) -> int:

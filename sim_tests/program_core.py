@@ -8,7 +8,7 @@ from gshw.drivers.simulated import MemoryModel, SimulatedAccelerator, SimulatedS
 from gshw.top import Top
 from gshw.verilate import build_library
 from rtl_gen.emit import cached_top_verilog
-from sim_tests.programs import N_BYTES, RandomProgram, memory_base
+from sim_tests.programs import RandomProgram, memory_base, memory_bytes
 
 CYCLE_LIMIT = 300_000
 QUIET_CYCLES = 2000
@@ -27,7 +27,7 @@ def random_memory_model(rng: np.random.Generator) -> MemoryModel:
 
 
 class ProgramCore(SimulatedAccelerator):
-    """``gshw_axi`` and 32 KiB of memory; the watchdog makes an error of every hang.
+    """``gshw_axi`` and the memory of random programs; the watchdog makes an error of every hang.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class ProgramCore(SimulatedAccelerator):
 
     def __init__(self, config: Config) -> None:
         library = build_library(cached_top_verilog(config, Top.AXI), top=Top.AXI)
-        place = {"n_bytes": N_BYTES, "base": memory_base(config)}
+        place = {"n_bytes": memory_bytes(config), "base": memory_base(config)}
         super().__init__(config, library, cycle_limit=CYCLE_LIMIT, **place)
 
     def prepare(
@@ -49,8 +49,7 @@ class ProgramCore(SimulatedAccelerator):
         seed: int = 0,
     ) -> None:
         """Set memory, timing and window, which is all of the memory if not given."""
-        base = memory_base(self.config)
-        window = window or (base, base + N_BYTES - 1)
+        window = window or (program.base, program.base + program.before.size - 1)
         self.memory.data[:] = program.before
         self.set_model(model, seed)
         for name, address in zip(("window_first", "window_last"), window, strict=True):
@@ -92,11 +91,11 @@ class ProgramCore(SimulatedAccelerator):
 
 
 class StreamCore(SimulatedStreamAccelerator):
-    """``gshw_stream``, fed from and draining into 32 KiB of memory."""
+    """``gshw_stream``, fed from and draining into the memory of random programs."""
 
     def __init__(self, config: Config) -> None:
         library = build_library(cached_top_verilog(config, Top.STREAM), top=Top.STREAM)
-        place = {"n_bytes": N_BYTES, "base": memory_base(config)}
+        place = {"n_bytes": memory_bytes(config), "base": memory_base(config)}
         super().__init__(config, library, cycle_limit=CYCLE_LIMIT, **place)
 
     def run_well(self, program: RandomProgram, pause: int, *, seed: int = 0) -> ProgramRun:

@@ -12,18 +12,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gshw.config import Config
+from gshw.layout import group_fields, word_width
 from gshw.program import INSTRUCTION_BYTES, Instruction, assemble
 from gshw.program_model import ProgramModel
 from gshw.program_text import to_text
 from sim_tests.program_maker import ProgramMaker
 
-N_BYTES = 1 << 15
-"""Of every random program's memory: some pages."""
+
+def memory_bytes(config: Config) -> int:
+    """Size of the memory: some pages, and more for an engine of wide group words."""
+    engine = config.engine
+    n_groups = 60 + engine.channels_per_row // engine.rows
+    n_needed = 2 * n_groups * (word_width(group_fields(engine)) // 8 + 64)
+    return max(1 << 15, 1 << n_needed.bit_length())
 
 
 def memory_base(config: Config) -> int:
     """Address of the memory's first byte: its middle is where the highest address bit changes."""
-    return (1 << min(config.bus.address_width - 1, 60)) - N_BYTES // 2
+    return (1 << min(config.bus.address_width - 1, 60)) - memory_bytes(config) // 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +133,7 @@ def random_program(
         Loads may read what stores wrote; over a stream they cannot.
     """
     base = memory_base(config)
-    maker = ProgramMaker(rng, config, base, N_BYTES, n_steps, window_words, feedback)
+    maker = ProgramMaker(rng, config, base, memory_bytes(config), n_steps, window_words, feedback)
     address = base + maker.make()
     instructions = maker.builder.instructions()
     return finish_program(config, address, instructions, maker.memory, maker.written)

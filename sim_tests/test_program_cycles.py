@@ -10,7 +10,7 @@ from gshw.top import Top
 from gshw.verilate import build_library
 from rtl_gen.emit import cached_top_verilog
 from sim_tests.layers import corner_cases, random_case
-from sim_tests.program_core import BASE, N_BYTES, ProgramCore
+from sim_tests.program_core import ProgramCore
 from sim_tests.programs import RandomProgram, random_program
 
 MODELS = (
@@ -41,9 +41,7 @@ def test_random_programs(program_config, n_programs):
     rng = np.random.default_rng(20211222)
     with ProgramCore(program_config) as core:
         for seed in range(n_programs):
-            program = random_program(
-                np.random.default_rng(seed), program_config, base=BASE, n_bytes=N_BYTES
-            )
+            program = random_program(np.random.default_rng(seed), program_config)
             model = MemoryModel(
                 read_latency=int(rng.integers(1, 70)),
                 write_latency=int(rng.integers(1, 70)),

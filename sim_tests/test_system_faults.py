@@ -26,7 +26,7 @@ from gshw.program import (
 )
 from gshw.program_model import walk_runs
 from sim_tests.program_core import ProgramCore, random_memory_model
-from sim_tests.programs import N_BYTES, RandomProgram, random_program
+from sim_tests.programs import RandomProgram, random_program
 
 _LOADS = (Opcode.LOAD_ACTIVATIONS, Opcode.LOAD_GROUPS, Opcode.LOAD_RECORDS)
 
@@ -115,12 +115,12 @@ def test_an_error_on_any_beat(core, way, seed):
 def test_memory_that_is_not_there(core):
     """The window lets it through, the bus answers with a decode error."""
     program = program_of(core, 6)
-    base = program.base
+    base, n_bytes = program.base, program.before.size
     wide = (0, (1 << core.config.bus.address_width) - 1)
     for opcode, address, flag in (
-        (Opcode.LOAD_ACTIVATIONS, base + N_BYTES - 3, "read_bus"),
+        (Opcode.LOAD_ACTIVATIONS, base + n_bytes - 3, "read_bus"),
         (Opcode.LOAD_ACTIVATIONS, base - 2, "read_bus"),
-        (Opcode.STORE, base + N_BYTES - 2, "write_bus"),
+        (Opcode.STORE, base + n_bytes - 2, "write_bus"),
         (Opcode.STORE, base - 5, "write_bus"),
     ):
         buffer = "source" if opcode is Opcode.STORE else "target"
@@ -131,7 +131,7 @@ def test_memory_that_is_not_there(core):
         core.prepare(forged, window=wide)
         error = core.run_badly(forged)
         assert error.flags == (flag,) and error.index == 1
-        inside = np.zeros(N_BYTES, dtype=np.bool_)
+        inside = np.zeros(n_bytes, dtype=np.bool_)
         inside[max(0, address - base) : max(0, address + 8 - base)] = opcode is Opcode.STORE
         assert not ((core.memory.data != forged.before) & ~inside).any()
         next_program(core, f"{opcode.text} at {address:#x}")
@@ -144,13 +144,14 @@ def test_outside_the_window_nothing_changes(core, seed):
     program = program_of(core, 20 + seed)
     used = np.flatnonzero(program.written)
     cut = int(rng.choice(used))
-    base = program.base
-    window = (base, base + cut - 1) if seed % 2 else (base + cut + 1, base + N_BYTES - 1)
+    first, last = program.base, program.base + program.before.size - 1
+    cut += first
+    window = (first, cut - 1) if seed % 2 else (cut + 1, last)
     core.prepare(program, random_memory_model(rng), window=window)
     error = core.run_badly(program)
     assert set(error.flags) <= {"read_range", "write_range"}
-    outside = np.ones(N_BYTES, dtype=np.bool_)
-    outside[window[0] - base : window[1] - base + 1] = False
+    outside = np.ones(program.before.size, dtype=np.bool_)
+    outside[window[0] - first : window[1] - first + 1] = False
     assert not ((core.memory.data != program.before) & outside).any()
     program.check_broken_off(core.memory.data)
     next_program(core, f"window {window[0]:#x}..{window[1]:#x}")
@@ -237,7 +238,7 @@ def test_flipped_bits_are_always_found(core):
     rng = np.random.default_rng(2)
     for number in range(120):
         program = program_of(core, 60 + number % 5)
-        n_bytes = len(range(N_BYTES)[program.program_bytes])
+        n_bytes = program.program_bytes.stop - program.program_bytes.start
         damaged = program
         for _ in range(int(rng.choice([1, 1, 2, 5]))):
             bit = int(rng.integers(0, 8 * n_bytes))
@@ -286,8 +287,8 @@ def test_sealed_nonsense_never_hangs(core, n_programs):
     """Wrong fields under a right checksum: an end, an error, or long work; never a standstill."""
     rng = np.random.default_rng(4)
     guard = 2048
-    base = program_of(core, 80).base
-    window = (base + guard, base + N_BYTES - 1 - guard)
+    some = program_of(core, 80)
+    window = (some.base + guard, some.base + some.before.size - 1 - guard)
     outcomes: dict[str, int] = {}
     for number in range(5 * n_programs):
         program = program_of(core, 80 + number % 7)

@@ -18,10 +18,11 @@ from gshw.program import (
     begin,
     encode,
 )
+from gshw.program_timing import MAX_IN_FLIGHT, QUEUE_SLOTS
 from rtl_gen.command import ComputeUnit
 from rtl_gen.crc import Crc32
 from rtl_gen.fetch import CHUNK_INSTRUCTIONS, UNITS, BeatBuffer, Fetch
-from rtl_gen.queue import MAX_IN_FLIGHT, N_SLOTS, TOKEN_WIDTH, UnitQueue
+from rtl_gen.queue import TOKEN_WIDTH, UnitQueue
 
 CYCLE_LIMIT = 20000
 TINY = load_config("tiny").engine
@@ -472,7 +473,7 @@ def test_four_instructions_wait_and_come_at_full_rate():
         queue = bench.queue
         bench.ready = False
         # One more than the slots: the first is in the register already.
-        for _ in range(N_SLOTS + 1):
+        for _ in range(QUEUE_SLOTS + 1):
             assert ctx.get(queue.room)
             await bench.write(ctx, load())
         await bench.tick(ctx)

@@ -409,6 +409,11 @@ MEMORY = "must lie in memory, 0x0..0x3ff"
         ),
         (
             "direct4",
+            "run n_groups=1 record_base=16",
+            "record_base must be below row_buffer_depth = 16, not 16",
+        ),
+        (
+            "direct4",
             "run n_groups=1 read_base=64",
             "read_base must be below bank_depth = 64, not 64",
         ),

@@ -309,10 +309,9 @@ def test_a_network_runs_on_the_board_bit_for_bit(board, model, network, gshw_run
     record = json.loads((tmp_path / "r.json").read_text())
     assert record["device"] == device and record["config_hash"] == ENGINE.hash
     assert [row["name"] for row in record["layers"]] == list(network)
-    for row, layer in zip(record["layers"], network.values()):
-        n_positions = 1 if row["shape"][1] == 1 else 16
-        assert row["counters"]["groups"] == layer.n_groups * n_positions
-        assert row["counters"]["cycles"] > row["counters"]["compute_busy"] > 0
+    for row, layer in zip(record["layers"], network.values(), strict=True):
+        # At least the groups, and the line's time for the group words: 40 cycles per byte.
+        assert row["counters"]["cycles"] > 40 * 4 * layer.n_groups
 
 
 def layer_and_input(network):

@@ -156,7 +156,12 @@ class Control:
         return ProgramRun(counters=self.counters())
 
     def counters(self) -> dict[str, int]:
-        """All counters; final after the end of a program."""
-        values = {name: self.read_pair(f"counter_{name}") for name in WIDE_COUNTERS}
-        values |= {name: self.read(f"counter_{name}") for name in PROGRAM_COUNTERS}
+        """All counters that the core has; final after the end of a program."""
+        values = {}
+        for name in WIDE_COUNTERS:
+            if f"counter_{name}_low" in self._map:
+                values[name] = self.read_pair(f"counter_{name}")
+        for name in PROGRAM_COUNTERS:
+            if f"counter_{name}" in self._map:
+                values[name] = self.read(f"counter_{name}")
         return values

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from amaranth.hdl import Value
 
+from gshw.config import Gather
 from gshw.layout import group_fields, group_head_fields, record_fields, word_width
-from gshw.pipeline import Pipeline
+from gshw.pipeline import OFFSET_LATENCY, Pipeline
 from rtl_gen.buffers import GroupBuffer, LoopBuffer, RowBuffer
+from rtl_gen.layouts import issue_layout
 from tests.rtl.bench import at_random, collector, feeder, hold_watcher, never, simulate
 from tests.strategies import ENGINES
 
@@ -189,16 +191,18 @@ def test_load_replaces_an_entry_while_streaming():
 @pytest.mark.parametrize("stall", [never, at_random(5)], ids=["full_rate", "stalls"])
 @pytest.mark.parametrize("name", ENGINES)
 def test_group_parts_appear_when_the_pipeline_needs_them(name, stall):
-    """Head at issue; route and weight exactly route_delay and weight_delay cycles later."""
+    """Head at issue; offsets, route and weight exactly as many cycles later as they should."""
     config = ENGINES[name]
     pipeline = Pipeline(config)
     dut = GroupBuffer(config)
     depth, base, n_groups = config.group_buffer_depth, 5, 11
     width = word_width(group_fields(config))
     head_width = word_width(group_head_fields(config))
+    issue_width = issue_layout(config).size
+    scheduled = config.gather is Gather.SCHEDULED
     weight_bits = config.weight_width * config.lanes * config.block
     words = random_words(6, width, depth)
-    heads, routes, weights, issues = [], [], [], []
+    heads, routes, weights, issues, offsets = [], [], [], [], []
 
     async def bench(ctx):
         await fill(dut, words, depth)(ctx)
@@ -216,6 +220,13 @@ def test_group_parts_appear_when_the_pipeline_needs_them(name, stall):
                 )
             )
             routes.append(ctx.get(dut.route) if len(dut.route) else 0)
+            if scheduled:
+                offsets.append(
+                    sum(
+                        ctx.get(offset) << (config.address_width * bank)
+                        for bank, offset in enumerate(dut.offset)
+                    )
+                )
             if ctx.get(dut.head.valid) and ctx.get(dut.head.ready):
                 issues.append(cycle)
                 heads.append(
@@ -233,9 +244,12 @@ def test_group_parts_appear_when_the_pipeline_needs_them(name, stall):
     for index, cycle in enumerate(issues):
         word = words[base + index % n_groups]
         assert heads[index] == (
-            word & ((1 << head_width) - 1),
+            word & ((1 << issue_width) - 1),
             int(index % n_groups == n_groups - 1),
         )
+        if scheduled:
+            wanted = (word & ((1 << head_width) - 1)) >> issue_width
+            assert offsets[cycle + OFFSET_LATENCY] == wanted
         route = word >> head_width & ((1 << (width - head_width - weight_bits)) - 1)
         assert routes[cycle + pipeline.route_delay] == route
         assert weights[cycle + pipeline.weight_delay] == word >> (width - weight_bits)
