@@ -478,7 +478,7 @@ def _parser() -> argparse.ArgumentParser:
     synth = add("synth", _synth, "place and route with open tools: area, clock, critical path")
     synth.add_argument("config", metavar="CONFIG", help="TOML file or preset")
     synth.add_argument("--device", help="such as ecp5-85k, ice40-up5k, xc7 (the config's)")
-    synth.add_argument("--top", choices=("core", "axi", "stream"), default="core")
+    synth.add_argument("--top", choices=("core", "axi", "stream", "uart"), default="core")
     synth.add_argument("--unit", metavar="NAME", help="only this component, between registers")
     synth.add_argument("--seeds", type=_positive, default=5, help="of place and route (5)")
     synth.add_argument("--clock", type=_positive, metavar="MHZ", help="first goal (the config's)")

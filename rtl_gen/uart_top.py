@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from gshw.config import Config
 from gshw.register_map import register_map
 from gshw.top import Top
-from gshw.uart_protocol import BUS, behind_uart
+from gshw.uart_protocol import BUS, POSITIONS, behind_uart
 from rtl_gen.library import place
 from rtl_gen.register_file import RegisterFile
 from rtl_gen.tops import HOST, add_stream_ports, build_core
@@ -16,6 +16,9 @@ from rtl_gen.uart_bridge import UartBridge
 
 N_WORDS = 128
 """Words that wait in each direction: one block RAM of an iCE40 holds their bytes."""
+MIN_WORDS = 16
+MAX_WORDS = POSITIONS // 2
+"""A buffer that is full and one that is empty must differ in their positions."""
 
 
 class UartTop(wiring.Component):
@@ -34,6 +37,11 @@ class UartTop(wiring.Component):
         Words that wait in each direction: a power of two, 16 to 2048. More make the line busier,
         because as many may be on their way before the host has to ask.
 
+    Raises
+    ------
+    ValueError
+        For another number of words.
+
     Members
     -------
     busy, failed
@@ -41,6 +49,10 @@ class UartTop(wiring.Component):
     """
 
     def __init__(self, config: Config, *, n_words: int = N_WORDS) -> None:
+        if n_words & (n_words - 1) or not MIN_WORDS <= n_words <= MAX_WORDS:
+            raise ValueError(
+                f"n_words must be a power of two from {MIN_WORDS} to {MAX_WORDS}, not {n_words}"
+            )
         self.config = behind_uart(config)
         self._n_words = n_words
         super().__init__(

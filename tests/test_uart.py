@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """The core behind a serial line: protocol, bridge, driver, ``gshw run`` on a simulated board."""
 
 import json
@@ -38,6 +39,7 @@ from gshw.uart_protocol import (
 from gshw.verilate import build_library
 from rtl_gen.boards import ulx3s
 from rtl_gen.emit import cached_top_verilog
+from rtl_gen.uart_top import UartTop
 from tests.strategies import conv, random_activations, random_layer
 from tests.uart_line import Line
 
@@ -59,7 +61,8 @@ def offset(name: str) -> int:
 
 
 def test_a_frame_byte_by_byte():
-    # CRC-32 of 01 7e 48 00 computed with another program (cksum -o3's polynomial, perl).
+    # The check value of CRC-32 in every catalogue is that of these nine digits.
+    assert encode_frame(b"123456789") == b"\x7e123456789\x26\x39\xf4\xcb\x7e"
     frame = Request(kind=Kind.READ, tag=0x7E, number=0x048).encode()
     assert frame[:1] + frame[-1:] == b"\x7e\x7e"
     assert frame[1:6] == b"\x01\x7d\x5e\x48\x00"
@@ -501,6 +504,32 @@ def test_the_software_model_as_a_device(model, network, gshw_run, tmp_path):
     name = list(network)[2]
     alone = gshw_run(model, "--config", "tiny", "--layer", name, "--samples", 2)
     assert alone[0] == 0 and name in alone[1] and "2x1x1x6" in alone[1]
+
+
+def test_mapped_devices_get_their_addresses(monkeypatch):
+    calls = []
+    monkeypatch.setattr("gshw.drivers.mapped.open_mapped", lambda *a, **k: calls.append((a, k)))
+    open_accelerator("mem:0x43c00000,0x10000000,4096", CONFIG, cached_top_verilog)
+    open_accelerator("uio:/dev/uio1,/dev/udmabuf0,0x10000000,8192", CONFIG, cached_top_verilog)
+    memory = {"memory_base": 0x10000000}
+    assert calls == [
+        (
+            (CONFIG, "/dev/mem", "/dev/mem"),
+            memory | {"register_base": 0x43C00000, "memory_offset": 0x10000000, "n_bytes": 4096},
+        ),
+        ((CONFIG, "/dev/uio1", "/dev/udmabuf0"), memory | {"n_bytes": 8192}),
+    ]
+
+
+def test_the_simulated_board_as_a_device(library, model, gshw_run):
+    status, out, err = gshw_run(model, "--config", "tiny", "--check", "--device", "sim-uart")
+    assert (status, err) == (0, "") and out.count("same") == 3
+
+
+@pytest.mark.parametrize("n_words", [8, 100, 4096])
+def test_buffers_of_no_good_size(n_words):
+    with pytest.raises(ValueError, match=rf"^n_words must be a power of two .*, not {n_words}$"):
+        UartTop(CONFIG, n_words=n_words)
 
 
 def test_layers_that_do_not_follow_each_other(gshw_run, tmp_path):

@@ -28,9 +28,19 @@ from gshw.synth.report import (
 from gshw.synth.tools import Source, Tool, ToolError, ToolTimeout, nextpnr, yosys
 from gshw.verilate import cache_folder
 
+_ICE40_FFS = " ".join(
+    f"-cell $_{name}_ 0"
+    for name in ("DFF_?", "DFFE_?P", "DFF_?P?", "DFFE_?P?P", "SDFF_?P?", "SDFFCE_?P?P")
+)
+"""What an iCE40's register can be. Those of a tile of eight share their enable and their reset:
+one that few registers have would leave the rest of its tile empty, so it becomes logic."""
 _SCRIPTS = {
     Family.ECP5: "synth_ecp5 -top {top}",
-    Family.ICE40: "synth_ice40 -device {kind}{dsp} -top {top}",
+    Family.ICE40: (
+        "synth_ice40 -device {kind}{dsp} -top {top} -run begin:map_ffs; "
+        f"dfflegalize {_ICE40_FFS} -mince 8 -minsrst 8; "
+        "synth_ice40 -device {kind}{dsp} -top {top} -run map_ffs:"
+    ),
     Family.XC7: "synth_xilinx -family xc7 -flatten -abc9 -noiopad -noclkbuf -top {top}; autoname",
 }
 RAISE = 1.05
