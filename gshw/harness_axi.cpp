@@ -17,7 +17,7 @@ namespace {
 
 constexpr int kOkay = 0, kSlaveError = 2, kDecodeError = 3;
 
-// In the order of gshw.accelerator.MemoryModel, as the Python side passes them.
+// In the order of gshw.drivers.simulated.MemoryModel, as the Python side passes them.
 struct Settings {
     uint64_t read_latency, write_latency, interval, pause, fault_low, fault_high;
 };

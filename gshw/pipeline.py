@@ -13,8 +13,9 @@ FETCH_LATENCY = 3
 
 First address, buffer read, buffer output register.
 """
-OFFSET_LATENCY = 2
-"""Memory read, memory output register: from the issue of a scheduled group to its offsets."""
+OFFSET_LATENCY = 3
+"""Memory read, its output register, one more to come near the banks: from the issue of a
+scheduled group to its offsets."""
 BANK_LATENCY = 2
 """Memory read, memory output register."""
 MULTIPLY_LATENCY = 2

@@ -1,7 +1,8 @@
 """The registers of ``gshw_axi``, ``gshw_stream`` and ``gshw_uart``, declared once.
 
-Offsets and fields are the same for every config and both tops, so that one driver serves all;
-the config decides only the constants and how many address bits are there.
+Offsets and fields are the same for every config and all three tops, of which ``gshw_uart`` lacks
+some, so that one driver serves all; the config decides only the constants and how many address
+bits are there.
 """
 
 from dataclasses import replace
@@ -107,7 +108,8 @@ def _control_registers(address_width: int) -> tuple[Register, ...]:
                     1,
                     w1c,
                     "The program has ended without an error. Cleared by writing 1, by the next "
-                    "start and by a soft reset, never by reading.",
+                    "start and by a soft reset, never by reading. A program that starts in the "
+                    "cycle of an end, as auto_restart lets it, leaves it 0.",
                     hardware_clears=True,
                 ),
                 _field("idle", 2, ro, "No program runs, and no bus transfer is outstanding."),
@@ -156,14 +158,17 @@ def _control_registers(address_width: int) -> tuple[Register, ...]:
             "window_first",
             0x018,
             rw,
-            "First byte of memory that the core may touch.",
+            "First byte of memory that the core may touch. Reads are of whole beats: of the beat "
+            "that holds this byte those before it may be read, too, and are dropped. Writes touch "
+            "no byte outside.",
             address_width,
         ),
         *_pair(
             "window_last",
             0x020,
             rw,
-            "Last byte of memory that the core may touch.",
+            "Last byte of memory that the core may touch; of its beat, as of the first one, the "
+            "other bytes may be read and dropped.",
             address_width,
             (1 << address_width) - 1,
         ),
@@ -202,7 +207,11 @@ def _control_registers(address_width: int) -> tuple[Register, ...]:
                     "index",
                     (15, 0),
                     ro,
-                    "Index of its instruction, modulo 65536; 0 is the header.",
+                    "Index of its instruction, modulo 65536; 0 is the header. Of a read of "
+                    "instructions: what fetch has in hand, up to 7 before the one that was read. "
+                    "Of tokens: what the unit that gave them has in hand, or had last. Of a "
+                    "deadlock: what waits. Of the watchdog: what a unit works on, else what fetch "
+                    "has in hand. Of several units the first of load, compute, store.",
                 ),
                 _field(
                     "code",
@@ -303,7 +312,7 @@ def _identity_registers(config: Config, top: Top) -> tuple[Register, ...]:
             0x06C,
             "Bursts on the memory bus.",
             ("max_burst", 16, bus.max_burst, "Beats of the longest burst."),
-            ("outstanding", 16, bus.outstanding, "Read bursts in flight."),
+            ("outstanding", 16, bus.outstanding, "Bursts in flight: reads, and as many writes."),
         ),
     )
 

@@ -65,7 +65,7 @@ PROGRAM_ERRORS = {
     "header": "the program does not begin with a good header",
     "config_hash": "the header is for another engine",
     "instruction": "an instruction has a wrong index, checksum or opcode",
-    "tokens": "a unit gave more tokens than its neighbour can hold",
+    "tokens": "a unit gave more tokens than its neighbour can hold, or a token was left at the end",
     "load": "load had a target beyond a buffer, or an incomplete word",
     "store": "store had a source beyond the output buffer, or a column that does not exist",
     "command": "the engine refused a run: empty, out of range, or without the records it needs",

@@ -1,5 +1,6 @@
 """Runs layers in RTL, holds them against the golden model and the cycle law, and reports."""
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -11,6 +12,7 @@ from gshw.config import EngineConfig
 from gshw.cycles import Cycles, plan_cycles
 from gshw.device import Counters, Device
 from gshw.encoding import EncodedLayer, Requantisation, decode_weights, encode_layer
+from gshw.errors import GshwError
 from gshw.image import LayerImage
 from gshw.plan import Plan
 from gshw.runtime import LayerRun, run_layer
@@ -199,10 +201,22 @@ def simulate_layer(
 
 
 def input_size(layer: EncodedLayer) -> tuple[int, int]:
-    """Input (height, width) that the layer's exporter recorded; else the smallest that fits."""
+    """Input (height, width) that the layer's exporter recorded; else the smallest that fits.
+
+    Raises
+    ------
+    GshwError
+        When what was recorded is no size.
+    """
     if "input_size" in layer.metadata:
-        height, width = (int(n) for n in layer.metadata["input_size"].split("x"))
-        return height, width
+        text = layer.metadata["input_size"]
+        size = re.fullmatch(r"([1-9][0-9]{0,8})x([1-9][0-9]{0,8})", text)
+        if size is None:
+            raise GshwError(
+                f"layer {layer.name!r}: input_size must be a height and a width such as 28x28, "
+                f"not {text!r}"
+            )
+        return int(size[1]), int(size[2])
     geometry = layer.geometry
     height, width = (
         max(1, dilation * (kernel - 1) + 1 - 2 * padding)
@@ -216,10 +230,23 @@ def input_size(layer: EncodedLayer) -> tuple[int, int]:
 def random_activations(
     config: EngineConfig, layer: EncodedLayer, n_samples: int, seed: int
 ) -> NDArray[np.int64]:
-    """Uniform codes over the layer's whole activation range, shape as the layer's input."""
+    """Uniform codes over the layer's whole activation range, shape as the layer's input.
+
+    Raises
+    ------
+    GshwError
+        For more samples than memory holds.
+    """
     low, high = config.activation_range(layer.requantisation.signed_input)
     shape = (n_samples, *input_size(layer), layer.geometry.in_channels)
-    return np.random.default_rng(seed).integers(low, high + 1, shape)
+    generator = np.random.default_rng(seed)
+    try:
+        return generator.integers(low, high + 1, shape)
+    except (MemoryError, ValueError):
+        raise GshwError(
+            f"layer {layer.name!r}: its input must fit into memory, not {n_samples} samples of "
+            f"{'x'.join(map(str, shape[1:]))} codes"
+        ) from None
 
 
 def chain_input(layer: EncodedLayer, codes: NDArray) -> NDArray:

@@ -16,6 +16,8 @@ ESCAPE = 0x7D
 """The byte after it was changed by ``FLIP`` because it looked like one of these two."""
 FLIP = 0x20
 PROTOCOL_VERSION = 1
+DEFAULT_BAUD = 115200
+"""Bits per second where nothing else is said."""
 BUS = BusConfig(data_width=32, address_width=16)
 """Of every core behind a serial line, whatever its config says: words, and no addresses."""
 WORD_BYTES = 4

@@ -8,6 +8,7 @@ import enum
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -127,10 +128,13 @@ def build_library(verilog: str, *, top: Top = Top.CORE, waves: WaveFormat | None
     GshwError
         When a tool is missing or fails.
     """
+    root = verilator_root()
     compiler = cxx_command()
     key = hashlib.sha256()
     harness = "".join(_harness_file(name).read_text() for name in _HARNESSES[top])
-    parts = (verilog, harness, " ".join(compiler), _FAST, _SLOW, str(waves))
+    # What `gshw generate` writes above the first module says who made it, and changes nothing.
+    body = re.sub(r"\A(//.*\n|\n)*", "", verilog)
+    parts = (body, harness, " ".join(compiler), _FAST, _SLOW, str(waves))
     for part in (*parts, version("verilator")):
         key.update(part.encode() + b"\0")
     folder = cache_folder() / "verilated"
@@ -139,7 +143,7 @@ def build_library(verilog: str, *, top: Top = Top.CORE, waves: WaveFormat | None
         return library
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as temporary:
-        built = _build(verilog, top, Path(temporary), compiler, waves)
+        built = _build(verilog, top, Path(temporary), root, compiler, waves)
         os.replace(built, library)
     return library
 
@@ -149,11 +153,15 @@ def _harness_file(name: str) -> Path:
 
 
 def _build(
-    verilog: str, top: Top, work: Path, compiler: list[str], waves: WaveFormat | None
+    verilog: str,
+    top: Top,
+    work: Path,
+    root: Path,
+    compiler: list[str],
+    waves: WaveFormat | None,
 ) -> Path:
     if waves is WaveFormat.FST:
         _check_fst(compiler, work)
-    root = verilator_root()
     module = top.module_name
     (work / f"{module}.v").write_text(verilog)
     command = [str(root / "bin" / "verilator_bin"), "--cc", "--top-module", module]

@@ -76,9 +76,10 @@ class WriteSignature(wiring.Signature):
 class ReadArbiter(wiring.Component):
     """Two clients on one reader: ``fetch`` before ``load``, data back in the order of requests.
 
-    Latency: one cycle for requests, none for data. Throughput: one request and one beat per cycle.
-    At most ``2 * bus.outstanding`` requests are on their way. ``halt`` forgets all of them; hold
-    it until the reader is idle.
+    Latency: one cycle for requests, none for data, which come after the cycle in which their
+    request was taken. Throughput: one request and one beat per cycle.
+    At most ``2 * bus.outstanding`` requests are on their way. ``of_load`` goes with ``request``.
+    ``halt`` forgets all of them; hold it until the reader is idle.
     """
 
     def __init__(self, bus: BusConfig) -> None:
@@ -92,6 +93,7 @@ class ReadArbiter(wiring.Component):
                 "load_request": In(requests),
                 "load_data": Out(beats),
                 "request": Out(requests),
+                "of_load": Out(1),
                 "data": In(beats),
                 "halt": In(1),
                 "idle": Out(1),
@@ -108,9 +110,11 @@ class ReadArbiter(wiring.Component):
         n_turns = 2 * self.bus.outstanding
         turns = Memory(shape=1, depth=n_turns, init=[])
         m.submodules.turns = turns
-        write, read = turns.write_port(), turns.read_port(domain="comb")
+        write = turns.write_port()
+        read, read_next = turns.read_port(domain="comb"), turns.read_port(domain="comb")
         write_turn = Signal(log2(n_turns) + 1)
         read_turn = Signal(log2(n_turns) + 1)
+        next_turn = Signal(log2(n_turns), init=1)
         empty = Signal()
         full = Signal()
         m.d.comb += [
@@ -135,6 +139,7 @@ class ReadArbiter(wiring.Component):
         with m.If(write.en):
             m.d.sync += [
                 self.request.valid.eq(1),
+                self.of_load.eq(to_load),
                 payload.as_value().eq(
                     Mux(
                         to_load,
@@ -146,17 +151,28 @@ class ReadArbiter(wiring.Component):
             ]
         m.d.comb += self.request.payload.eq(payload)
 
+        # A request's turn is written some cycles before its data come: time for a register.
+        is_load = Signal()
+        end = Signal()
         m.d.comb += [
             read.addr.eq(read_turn),
+            read_next.addr.eq(next_turn),
             self.fetch_data.payload.eq(self.data.payload),
             self.load_data.payload.eq(self.data.payload),
-            self.fetch_data.valid.eq(self.data.valid & ~read.data),
-            self.load_data.valid.eq(self.data.valid & read.data),
-            self.data.ready.eq(Mux(read.data, self.load_data.ready, self.fetch_data.ready)),
+            self.fetch_data.valid.eq(self.data.valid & ~is_load),
+            self.load_data.valid.eq(self.data.valid & is_load),
+            self.data.ready.eq(Mux(is_load, self.load_data.ready, self.fetch_data.ready)),
+            end.eq(self.data.valid & self.data.ready & self.data.payload.last),
         ]
-        with m.If(self.data.valid & self.data.ready & self.data.payload.last):
-            m.d.sync += read_turn.eq(read_turn + 1)
+        m.d.sync += is_load.eq(Mux(end, read_next.data, read.data))
+        with m.If(end):
+            m.d.sync += [read_turn.eq(read_turn + 1), next_turn.eq(next_turn + 1)]
         with m.If(self.halt):
-            m.d.sync += [self.request.valid.eq(0), write_turn.eq(0), read_turn.eq(0)]
+            m.d.sync += [
+                self.request.valid.eq(0),
+                write_turn.eq(0),
+                read_turn.eq(0),
+                next_turn.eq(1),
+            ]
         m.d.comb += self.idle.eq(~self.request.valid & empty)
         return m

@@ -42,7 +42,8 @@ class BurstIssuer(wiring.Component):
     A request with a byte outside of [``window_low``, ``window_high``] is not issued: when all
     bursts before it have retired, ``out_of_range`` pulses with the request's address, and nothing
     happens until ``halt``. ``fault`` in a cycle says that the oldest burst met a bus error:
-    ``error`` pulses in the next with its address. ``error_address`` holds until the next pulse.
+    ``error`` pulses in the next with its address. ``error_address`` holds until the next pulse,
+    and so does ``error_tag``, the ``tag`` that came with the request.
 
     ``halt`` drops the requests held; ``draining`` is high from the cycle after until no burst is
     in flight, and nothing is accepted meanwhile. An address on the bus stays there until taken.
@@ -53,6 +54,7 @@ class BurstIssuer(wiring.Component):
         super().__init__(
             {
                 "request": In(stream.Signature(request_layout(bus))),
+                "tag": In(1),
                 "window_low": In(bus.address_width),
                 "window_high": In(bus.address_width),
                 "halt": In(1),
@@ -69,6 +71,7 @@ class BurstIssuer(wiring.Component):
                 "error": Out(1),
                 "out_of_range": Out(1),
                 "error_address": Out(bus.address_width),
+                "error_tag": Out(1),
             }
         )
 
@@ -89,15 +92,18 @@ class BurstIssuer(wiring.Component):
         held = Signal()
         held_address = Signal(bus.address_width, reset_less=True)
         held_less_1 = Signal(REQUEST_BYTES_WIDTH, reset_less=True)
+        held_tag = Signal(reset_less=True)
         # Request with its last byte.
         ended = Signal()
         ended_address = Signal(bus.address_width, reset_less=True)
         ended_last = Signal(max(bus.address_width, REQUEST_BYTES_WIDTH) + 1, reset_less=True)
         ended_below = Signal(reset_less=True)
+        ended_tag = Signal(reset_less=True)
         # What is left of a request: from block ``high``, beat ``low``.
         left = Signal()
         bad = Signal(reset_less=True)
         first = Signal(reset_less=True)
+        tag = Signal(reset_less=True)
         high = Signal(high_width, reset_less=True)
         low = Signal(log2_beats, reset_less=True)
         # A request spans at most 2**24 bytes more than one: that many bits tell its blocks apart.
@@ -118,10 +124,12 @@ class BurstIssuer(wiring.Component):
                 held.eq(self.request.valid),
                 held_address.eq(self.request.payload.address),
                 held_less_1.eq(self.request.payload.n_bytes - 1),
+                held_tag.eq(self.tag),
                 ended.eq(held),
                 ended_address.eq(held_address),
                 ended_last.eq(held_address + held_less_1),
                 ended_below.eq(held_address < self.window_low),
+                ended_tag.eq(held_tag),
             ]
 
         last = Signal()
@@ -145,6 +153,7 @@ class BurstIssuer(wiring.Component):
                     | (self.window_high < ended_last[: bus.address_width])
                 ),
                 first.eq(1),
+                tag.eq(ended_tag),
                 Cat(start, low, high).eq(ended_address),
                 Cat(end, last_low, last_high).eq(ended_last),
             ]
@@ -170,7 +179,7 @@ class BurstIssuer(wiring.Component):
         m.d.sync += level.eq(level + move - self.retire)
 
         # Addresses of the bursts in flight; a bad request shows its own where the next would be.
-        addresses = Memory(shape=bus.address_width, depth=bus.outstanding, init=[])
+        addresses = Memory(shape=bus.address_width + 1, depth=bus.outstanding, init=[])
         m.submodules.addresses = addresses
         write, oldest = addresses.write_port(), addresses.read_port(domain="comb")
         report = Signal()
@@ -179,7 +188,7 @@ class BurstIssuer(wiring.Component):
         m.d.comb += [
             report.eq(left & bad & empty & ~reported),
             write.en.eq(move | report),
-            write.data.eq(Cat(Mux(bad, start, 0), low, high)),
+            write.data.eq(Cat(Mux(bad, start, 0), low, high, tag)),
         ]
         m.d.sync += [
             write.addr.eq(write.addr + move),
@@ -190,10 +199,10 @@ class BurstIssuer(wiring.Component):
         ]
         with m.If(report):
             m.d.sync += reported.eq(1)
-        error_at = Signal(bus.address_width, reset_less=True)
+        error_at = Signal(bus.address_width + 1, reset_less=True)
         with m.If(self.fault | reporting):
             m.d.sync += error_at.eq(oldest.data)
-        m.d.comb += self.error_address.eq(error_at)
+        m.d.comb += Cat(self.error_address, self.error_tag).eq(error_at)
 
         m.d.sync += self.draining.eq(self.halt | (self.draining & ~empty))
         with m.If(self.draining):

@@ -51,6 +51,10 @@ class AxiLiteSlave(wiring.Component):
     narrow accesses need it, and the strobes say which bytes are written. What the register file
     does not know is answered with SLVERR, everything else with OKAY. ``awprot`` and ``arprot`` are
     ignored.
+
+    Latency: with nothing in progress, the later of address and data of a write in cycle t is
+    ``bus.write`` in t + 2, ``arvalid`` in t is ``bus.read`` in t + 1, and ``acknowledge`` in t is
+    the response in t + 1. Throughput: one access at a time.
     """
 
     def __init__(self, address_width: int) -> None:

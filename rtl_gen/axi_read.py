@@ -41,7 +41,8 @@ class AxiReader(wiring.Component):
 
     ``halt`` drops requests and data, and takes what is still to come from the bus; nothing is
     accepted until ``idle``. A beat with RRESP other than OKAY is data like any other, and ``error``
-    pulses in the cycle after it. ``beat`` pulses in the cycle after each beat of R.
+    pulses in the cycle after it, with the burst's address and the ``tag`` that its request came
+    with. ``beat`` pulses in the cycle after each beat of R.
     After ``out_of_range`` the reader waits for ``halt``. RLAST is trusted.
     """
 
@@ -50,6 +51,7 @@ class AxiReader(wiring.Component):
         super().__init__(
             {
                 "request": In(stream.Signature(request_layout(bus))),
+                "tag": In(1),
                 "data": Out(stream.Signature(beat_layout(bus))),
                 "axi": Out(ReadSignature(bus)),
                 "window_low": In(bus.address_width),
@@ -60,6 +62,7 @@ class AxiReader(wiring.Component):
                 "error": Out(1),
                 "out_of_range": Out(1),
                 "error_address": Out(bus.address_width),
+                "error_tag": Out(1),
             }
         )
 
@@ -79,6 +82,7 @@ class AxiReader(wiring.Component):
         m.d.comb += [
             issuer.request.valid.eq(self.request.valid),
             issuer.request.payload.eq(self.request.payload),
+            issuer.tag.eq(self.tag),
             self.request.ready.eq(issuer.request.ready),
             issuer.window_low.eq(self.window_low),
             issuer.window_high.eq(self.window_high),
@@ -94,6 +98,7 @@ class AxiReader(wiring.Component):
             self.error.eq(issuer.error),
             self.out_of_range.eq(issuer.out_of_range),
             self.error_address.eq(issuer.error_address),
+            self.error_tag.eq(issuer.error_tag),
         ]
 
         # Per burst in flight: how its request lies in the beats.

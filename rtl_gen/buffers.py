@@ -216,7 +216,10 @@ class GroupBuffer(wiring.Component):
         return m
 
     def _late_read(self, m: Module, name: str, load_data, address, n_cycles: int) -> Signal:
-        """Memory of one part of the word, read ``n_cycles`` after ``address`` was presented."""
+        """Memory of one part of the word, out ``n_cycles`` after ``address`` was presented.
+
+        A register follows the memory, and one more, as those who need the word lie far away.
+        """
         memory = Memory(shape=len(load_data), depth=self.config.group_buffer_depth, init=[])
         m.submodules[f"{name}_memory"] = memory
         write, read = memory.write_port(), memory.read_port(transparent_for=())
@@ -225,9 +228,9 @@ class GroupBuffer(wiring.Component):
             write.addr.eq(self.load.payload.address),
             write.data.eq(load_data),
             read.en.eq(1),
-            read.addr.eq(delay(m, address, n_cycles - 2, f"{name}_address")),
+            read.addr.eq(delay(m, address, n_cycles - 3, f"{name}_address")),
         ]
-        return delay(m, read.data, 1, f"{name}_data")
+        return delay(m, read.data, 2, f"{name}_data")
 
 
 class RowBuffer(wiring.Component):

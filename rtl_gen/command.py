@@ -27,7 +27,8 @@ class ComputeUnit(wiring.Component):
     done
         One cycle per instruction, in order.
     error
-        One cycle: a base or a count is wider than the engine's; the instruction is not taken.
+        A base or a count is wider than the engine's; the instruction is not taken. High from when
+        all before it is done, until ``halt``.
     halt
         Start nothing new.
     """
@@ -80,7 +81,7 @@ class ComputeUnit(wiring.Component):
             legal.eq(~Cat(spare).any()),
             is_run.eq(fields.opcode == Opcode.RUN),
             synced.eq(taken & ~is_run),
-            self.error.eq(checked & is_run & ~legal),
+            self.error.eq(checked & is_run & ~legal & idle),
         ]
         with m.If(taken & is_run):
             m.d.sync += idle.eq(0)

@@ -3,7 +3,7 @@
 from functools import reduce
 from operator import or_
 
-from amaranth.hdl import Cat, Module, Signal, signed
+from amaranth.hdl import Module, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -193,13 +193,15 @@ class Accumulators(wiring.Component):
                 m.d.sync += finished.eq(total)
             drained.append(finished)
 
-        skip = Signal(n_slices, init=-1)
-        with m.If(capture):
-            m.d.sync += skip.eq(~1)
-        with m.Elif(self.shift):
-            m.d.sync += skip.eq(Cat(1, skip))
+        # A ring for every output, as one for all would reach over the whole engine. What it
+        # selects when no row is left does not matter.
         stride = len(self.o)
         for n in range(stride):
+            skip = Signal(n_slices, init=-1, name=f"skip_{n}")
+            with m.If(capture):
+                m.d.sync += skip.eq(~1)
+            with m.Elif(self.shift):
+                m.d.sync += skip.eq(skip.rotate_left(1))
             rows = drained[n::stride]
             m.d.comb += self.o[n].eq(_selected(m, rows, skip, f"drained_{n}"))
         return m

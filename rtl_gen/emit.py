@@ -3,18 +3,21 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+from amaranth._toolchain.yosys import YosysError
 from amaranth.hdl import Shape
+from amaranth.lib import wiring
 from amaranth.lib.wiring import Flow
 
 from gshw import __version__
 from gshw.config import Config, EngineConfig
 from gshw.errors import GshwError
-from gshw.files import write_atomically
+from gshw.files import check_output_folder, write_atomically, write_folder
 from gshw.layout import Field, group_fields, record_fields, word_width
 from gshw.package.contents import package_files
 from gshw.package.interface import Package, Port, describe
@@ -27,9 +30,19 @@ from rtl_gen.tops import AxiTop, StreamTop
 from rtl_gen.uart_top import UartTop
 
 
+def _verilog(component: wiring.Component, name: str) -> str:
+    try:
+        return verilog.convert(component, name)
+    except YosysError as error:
+        # Amaranth takes the variable that its build scripts read, too.
+        program = os.environ.get("YOSYS", "yosys")
+        lines = str(error).splitlines() or ["no error message"]
+        raise GshwError(f"{program} cannot make Verilog: {lines[0]}") from None
+
+
 def core_verilog(config: EngineConfig) -> str:
     """Text of the module ``gshw_core`` without a header; equal engines give equal bytes."""
-    return verilog.convert(Core(config), TOP_NAME)
+    return _verilog(Core(config), TOP_NAME)
 
 
 def _sources_digest() -> str:
@@ -69,11 +82,11 @@ def top_verilog(config: Config, top: Top) -> str:
         case Top.CORE:
             return core_verilog(config.engine)
         case Top.AXI:
-            return verilog.convert(AxiTop(config), top.module_name)
+            return _verilog(AxiTop(config), top.module_name)
         case Top.STREAM:
-            return verilog.convert(StreamTop(config), top.module_name)
+            return _verilog(StreamTop(config), top.module_name)
         case Top.UART:
-            return verilog.convert(UartTop(config), top.module_name)
+            return _verilog(UartTop(config), top.module_name)
 
 
 def cached_top_verilog(config: Config, top: Top) -> str:
@@ -88,7 +101,7 @@ def cached_uart_verilog(config: Config, n_words: int) -> str:
     """Text of ``gshw_uart`` with other buffers than :func:`top_verilog`'s, from the cache."""
     return _cached(
         f"{config.engine.hash} {Top.UART.value} {n_words} ",
-        lambda: verilog.convert(UartTop(config, n_words=n_words), Top.UART.module_name),
+        lambda: _verilog(UartTop(config, n_words=n_words), Top.UART.module_name),
     )
 
 
@@ -111,7 +124,7 @@ def _convert(config: Config, top: Top) -> tuple[str, tuple[Port, ...]]:
             core = Core(config.engine)
             clock = Port("clk", "input", 1, "clock, rising edge")
             reset = Port("rst", "input", 1, "synchronous reset")
-            return verilog.convert(core, TOP_NAME), (clock, reset, *core.ports)
+            return _verilog(core, TOP_NAME), (clock, reset, *core.ports)
         case Top.AXI:
             return cached_top_verilog(config, top), _bus_ports(AxiTop(config))
         case Top.STREAM:
@@ -214,22 +227,6 @@ def _markdown(config: Config, top: Top, description: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _check_folder(folder: Path, force: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise GshwError(f"{folder}: must be a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not force:
-        raise GshwError(f"{folder}: must be an empty folder; --force overwrites files in it")
-
-
-def _write(path: Path, data: str | bytes) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise GshwError(f"{path.parent}: cannot be made: {error.strerror}") from None
-    write_atomically(path, data)
-    return path
-
-
 def generate(
     config: Config, folder: Path, *, top: Top = Top.CORE, force: bool = False
 ) -> list[Path]:
@@ -253,10 +250,10 @@ def generate(
     ------
     GshwError
         When the folder is not empty and ``force`` is not given, or cannot be written; for a top
-        that belongs to a board.
+        that belongs to a board. No file is written then.
     """
     folder = Path(folder)
-    _check_folder(folder, force)
+    check_output_folder(folder, force=force)
     text, ports = _convert(config, top)
     description = _description(config, top, ports)
     contents = {
@@ -266,4 +263,4 @@ def generate(
         "ports.json": json.dumps(description, indent=1) + "\n",
         **package_files(Package(config, top, ports)),
     }
-    return [_write(folder / name, data) for name, data in contents.items()]
+    return write_folder(folder, contents)

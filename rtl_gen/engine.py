@@ -20,6 +20,7 @@ from rtl_gen.layouts import (
     step_layout,
 )
 from rtl_gen.library import place
+from rtl_gen.load_register import LoadRegister
 from rtl_gen.output import DrainControl, Requantiser, ScatterWriter
 from rtl_gen.routing import BenesNetwork, Crossbar, DirectRouting
 from rtl_gen.scratchpad import OutputBuffer, Scratchpad
@@ -35,7 +36,8 @@ class Engine(wiring.Component):
         Accepted when the engine is idle; refused on a foreign config hash or a range outside a
         buffer: it then does nothing but to set the error flag and to be done at once.
     load_scratchpad, load_group, load_record
-        One row or word per cycle, at any time; see :class:`Scratchpad` for the enables.
+        One row or word per cycle, at any time, written two cycles later; see
+        :class:`Scratchpad` for the enables.
     read_request, read_response
         One row of the output buffer per cycle, at any time; the response may be stalled.
     busy
@@ -138,7 +140,7 @@ class Engine(wiring.Component):
         loops = place(m, platform, "loops", PositionLoops())
         read_base = place(m, platform, "read_base", SteppedAddress(config.address_width))
         wiring.connect(m, groups.head, gather.i)
-        wiring.connect(m, wiring.flipped(self.load_group), groups.load)
+        self._connect_load(m, platform, "load_group", groups.load)
         fetching = Signal()
         stop = Signal()
         with m.If(accept):
@@ -164,7 +166,7 @@ class Engine(wiring.Component):
 
         # --- gather ------------------------------------------------------------------------
         scratchpad = place(m, platform, "scratchpad", Scratchpad(config))
-        wiring.connect(m, wiring.flipped(self.load_scratchpad), scratchpad.load)
+        self._connect_load(m, platform, "load_scratchpad", scratchpad.load)
         base = delay(m, read_base.address, pipeline.address - 1, "read_base")
         issued = delay(m, gather.tag.valid, pipeline.address, "issued", resets=True)
         offsets = gather.offset if arbitrated else groups.offset
@@ -228,7 +230,7 @@ class Engine(wiring.Component):
         records = place(m, platform, "row_buffer", RowBuffer(config))
         drain = place(m, platform, "drain", DrainControl(config))
         scatter = place(m, platform, "scatter", ScatterWriter(config))
-        wiring.connect(m, wiring.flipped(self.load_record), records.load)
+        self._connect_load(m, platform, "load_record", records.load)
         wiring.connect(m, records.record, drain.i)
         m.d.comb += [
             records.start.eq(accepted),
@@ -309,6 +311,12 @@ class Engine(wiring.Component):
             with m.Elif(self.clear_errors):
                 m.d.sync += flag.eq(0)
         return m
+
+    def _connect_load(self, m: Module, platform, name: str, target) -> None:
+        load = getattr(self, name)
+        register = place(m, platform, f"{name}_register", LoadRegister(load.payload.shape()))
+        wiring.connect(m, wiring.flipped(load), register.i)
+        wiring.connect(m, register.o, target)
 
     def _recent(self, m: Module, event, n_cycles: int, name: str):
         """High for the ``n_cycles`` cycles after each event."""

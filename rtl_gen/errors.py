@@ -23,8 +23,11 @@ class ErrorLog(wiring.Component):
         One per name of :data:`gshw.registers.PROGRAM_ERRORS`, levels or pulses.
     fetch_index, load_index, compute_index, store_index
         Instruction that each unit has in hand.
-    load_active
-        A read belongs to the load unit rather than to fetch.
+    read_of_load
+        The read of a bus or range error is one of the load unit, not of fetch.
+    tokens_of, standing
+        Whose tokens are too many, and who stands still; one bit per unit: load, compute, store.
+        The first of them is named; nobody who stands still means fetch.
     read_address, write_address
         Of bus and range errors, in the cycle of the event.
     flags
@@ -41,7 +44,9 @@ class ErrorLog(wiring.Component):
             {f"event_{name}": In(1) for name in PROGRAM_ERRORS}
             | {f"{unit}_index": In(16) for unit in ("fetch", "load", "compute", "store")}
             | {
-                "load_active": In(1),
+                "read_of_load": In(1),
+                "tokens_of": In(3),
+                "standing": In(3),
                 "read_address": In(address_width),
                 "write_address": In(address_width),
                 "flags": Out(len(PROGRAM_ERRORS)),
@@ -61,9 +66,20 @@ class ErrorLog(wiring.Component):
 
         is_read = one_of("read_bus", "read_range")
         is_write = one_of("write_bus", "write_range")
-        of_load = events["load"] | (is_read & self.load_active)
-        of_compute = one_of("command", "address")
-        of_store = events["store"] | is_write
+        unmoved = one_of("deadlock", "watchdog")
+        of_load, of_compute, of_store = (
+            own | (events["tokens"] & given) | (unmoved & standing)
+            for own, given, standing in zip(
+                (
+                    events["load"] | (is_read & self.read_of_load),
+                    one_of("command", "address"),
+                    events["store"] | is_write,
+                ),
+                self.tokens_of,
+                self.standing,
+                strict=True,
+            )
+        )
         seen = Signal(len(events))
         code = Signal(CODE_WIDTH)
         m.d.comb += seen.eq(Cat(events.values()))

@@ -57,8 +57,12 @@ class BeatBuffer(wiring.Component):
 
         words_per_beat = self._data_width // 32
         # Memory output, a register behind it (block RAM is slow), then the chosen word.
-        read_valid, held = Signal(), Signal()
-        fetch, pass_on, finish, move = Signal(), Signal(), Signal(), Signal()
+        read_valid = Signal()
+        held = Signal()
+        fetch = Signal()
+        pass_on = Signal()
+        finish = Signal()
+        move = Signal()
         beat = Signal(self._data_width, reset_less=True)
         word = Signal(32, reset_less=True)
         m.d.comb += [

@@ -63,16 +63,18 @@ class Processor(wiring.Component):
         Of the movers.
     read_error, read_out_of_range, read_error_address, write_*
         Of the movers; pulses.
+    read_error_of_load
+        The read was one of load, not of fetch.
     stream_error
         The input stream ended too early.
     busy, done, failed
         A program runs; has ended without an error (one cycle); has failed.
     fetch_busy, load_busy, compute_busy, store_busy
-        Who works.
+        Who works, while ``busy``.
     errors, first_error_*
         See :class:`ErrorLog`.
     event_*
-        What the counters of :mod:`gshw.registers` count, a cycle or two later.
+        What the counters of :mod:`gshw.registers` count, a cycle or two later, while ``busy``.
     """
 
     def __init__(self, config: Config, *, interleaved: bool = False, small: bool = False) -> None:
@@ -105,6 +107,7 @@ class Processor(wiring.Component):
                 "read_error": In(1),
                 "read_out_of_range": In(1),
                 "read_error_address": In(address),
+                "read_error_of_load": In(1),
                 "write_error": In(1),
                 "write_out_of_range": In(1),
                 "write_error_address": In(address),
@@ -154,6 +157,7 @@ class Processor(wiring.Component):
                 queue.write.eq(fetch.write[number]),
                 queue.commit.eq(fetch.commit[number]),
                 queue.halt.eq(self.stop),
+                queue.clear.eq(begins),
             ]
         for before, after in ((load_queue, compute_queue), (compute_queue, store_queue)):
             m.d.comb += [
@@ -187,12 +191,15 @@ class Processor(wiring.Component):
         ]
 
         # --- start and end -------------------------------------------------------------------
-        ended, stopped = Signal(), Signal()
+        ended = Signal()
+        stopped = Signal()
         movers_idle = Signal()
         drained = Cat(queue.drained for queue in queues.values()).all()
-        # The last instruction's own errors come up to ERROR_CYCLES after it is done.
-        finished = self.busy & fetch.finished & drained
-        finished = finished & delay(m, finished, ERROR_CYCLES, "finished", resets=True)
+        finishes = self.busy & fetch.finished & drained
+        # The last instruction's tokens are in the counters a cycle after it is out of its queue.
+        settled = delay(m, finishes, 1, "settled", resets=True)
+        # Its own errors come up to ERROR_CYCLES after it is done.
+        finished = finishes & delay(m, settled, ERROR_CYCLES - 1, "finished", resets=True)
         m.d.comb += self.ready.eq(~self.busy & ~self.stop & ~self.failed & ~self.halt)
         m.d.sync += [
             movers_idle.eq(self.reader_idle & self.writer_idle),
@@ -206,11 +213,11 @@ class Processor(wiring.Component):
         with m.Elif((ended & ~self.failed) | stopped):
             m.d.sync += self.busy.eq(0)
 
-        self._supervise(m, platform, fetch, queues, units, engine)
+        self._supervise(m, platform, fetch, queues, units, engine, settled)
         self._count(m, queues, engine)
         return m
 
-    def _supervise(self, m: Module, platform, fetch, queues, units, engine) -> None:
+    def _supervise(self, m: Module, platform, fetch, queues, units, engine, settled) -> None:
         """Errors, deadlock, watchdog and the busy flags."""
         log = place(m, platform, "errors", ErrorLog(self.config.bus.address_width))
         supervisor = place(m, platform, "supervisor", Supervisor(watchdog=not self._small))
@@ -224,7 +231,7 @@ class Processor(wiring.Component):
             "header": fetch.error_header,
             "config_hash": fetch.error_config_hash,
             "instruction": fetch.error_instruction,
-            "tokens": Cat(queue.overflow for queue in queues.values()).any(),
+            "tokens": log.tokens_of.any(),
             "load": load.error,
             "store": store.error,
             "command": compute.error | engine.error_command | engine.error_config_hash,
@@ -244,7 +251,7 @@ class Processor(wiring.Component):
             supervisor.progress.eq(Cat(moved).any()),
             supervisor.watchdog_cycles.eq(self.watchdog_cycles),
             log.fetch_index.eq(fetch.index),
-            log.load_active.eq(queues[Unit.LOAD].busy),
+            log.read_of_load.eq(self.read_error_of_load),
             log.read_address.eq(self.read_error_address),
             log.write_address.eq(self.write_error_address),
             self.failed.eq(log.any),
@@ -254,11 +261,25 @@ class Processor(wiring.Component):
             self.first_error_address.eq(log.address),
             self.fetch_busy.eq(self.busy & ~fetch.finished),
         ]
-        for unit, queue in queues.items():
+        for number, (unit, queue) in enumerate(queues.items()):
             m.d.comb += [
                 getattr(log, f"{unit.value}_index").eq(queue.index),
-                getattr(self, f"{unit.value}_busy").eq(queue.busy),
+                getattr(self, f"{unit.value}_busy").eq(self.busy & queue.busy),
             ]
+            m.d.sync += log.standing[number].eq(queue.busy | (supervisor.stuck & queue.waiting))
+        # Tokens that were lost, or are left at the end: by who gave them.
+        load_queue, compute_queue, store_queue = queues.values()
+        given = (
+            ((compute_queue, "previous"),),
+            ((load_queue, "next"), (store_queue, "previous")),
+            ((compute_queue, "next"),),
+        )
+        for number, taken in enumerate(given):
+            too_many = [
+                getattr(queue, f"overflow_{side}") | (settled & getattr(queue, f"has_{side}"))
+                for queue, side in taken
+            ]
+            m.d.comb += log.tokens_of[number].eq(Cat(too_many).any())
 
     def _count(self, m: Module, queues, engine) -> None:
         """Events for the counters, each in a register."""
@@ -277,9 +298,12 @@ class Processor(wiring.Component):
             "load_waits_memory": self.load_data.ready & ~self.load_data.valid,
             "store_waits_memory": self.store_data.valid & ~self.store_data.ready,
         }
-        m.d.sync += [getattr(self, f"event_{name}").eq(event) for name, event in events.items()]
+        # After an error units keep what they had in flight, and the engine ends its command.
+        m.d.sync += [
+            getattr(self, f"event_{name}").eq(self.busy & event) for name, event in events.items()
+        ]
         m.d.comb += [
-            getattr(self, f"event_{name}").eq(getattr(engine, f"event_{name}"))
+            getattr(self, f"event_{name}").eq(self.busy & getattr(engine, f"event_{name}"))
             for name in COUNTERS
             if name in PROGRAM_COUNTERS
         ]

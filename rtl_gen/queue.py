@@ -25,24 +25,35 @@ class TokenCounter(wiring.Component):
     -------
     push, pop
         One token more, one less; ``pop`` only while ``available``.
+    clear
+        Forget all tokens.
+    available
+        There is a token; a register.
     overflow
         A token came and there was no room; one cycle, combinational.
     """
 
     def __init__(self) -> None:
-        super().__init__({"push": In(1), "pop": In(1), "available": Out(1), "overflow": Out(1)})
+        super().__init__(
+            {
+                "push": In(1),
+                "pop": In(1),
+                "clear": In(1),
+                "available": Out(1),
+                "overflow": Out(1),
+            }
+        )
 
     def elaborate(self, platform) -> Module:
         m = Module()
         count = Signal(TOKEN_WIDTH)
-        m.d.comb += [
-            self.available.eq(count != 0),
-            self.overflow.eq(self.push & ~self.pop & count.all()),
-        ]
+        m.d.comb += self.overflow.eq(self.push & ~self.pop & count.all())
         with m.If(self.push & ~self.pop & ~count.all()):
-            m.d.sync += count.eq(count + 1)
+            m.d.sync += [count.eq(count + 1), self.available.eq(1)]
         with m.If(self.pop & ~self.push):
-            m.d.sync += count.eq(count - 1)
+            m.d.sync += [count.eq(count - 1), self.available.eq(count != 1)]
+        with m.If(self.clear):
+            m.d.sync += [count.eq(0), self.available.eq(0)]
         return m
 
 
@@ -75,6 +86,8 @@ class UnitQueue(wiring.Component):
         The oldest instruction that was taken is finished.
     halt
         Offer nothing new.
+    clear
+        Forget the tokens.
     previous_push, next_push
         Tokens from the units before and after.
     push_previous, push_next
@@ -87,8 +100,10 @@ class UnitQueue(wiring.Component):
         Nothing is in the queue or in flight.
     index
         Number in the program of the oldest instruction in flight, else of the one in hand.
-    overflow
-        A token was lost; one cycle.
+    has_previous, has_next
+        Tokens from the units before and after are there.
+    overflow_previous, overflow_next
+        One of them was lost; one cycle.
     """
 
     def __init__(self, unit: Unit, *, small: bool = False) -> None:
@@ -104,6 +119,7 @@ class UnitQueue(wiring.Component):
                 "o": Out(stream.Signature(instruction_layout(unit))),
                 "done": In(1),
                 "halt": In(1),
+                "clear": In(1),
                 "previous_push": In(1),
                 "next_push": In(1),
                 "push_previous": Out(1),
@@ -114,7 +130,10 @@ class UnitQueue(wiring.Component):
                 "busy": Out(1),
                 "drained": Out(1),
                 "index": Out(16),
-                "overflow": Out(1),
+                "has_previous": Out(1),
+                "has_next": Out(1),
+                "overflow_previous": Out(1),
+                "overflow_next": Out(1),
             }
         )
 
@@ -159,7 +178,7 @@ class UnitQueue(wiring.Component):
 
         # --- tokens --------------------------------------------------------------------------
         pop = Signal()
-        overflows, lacks = [], {}
+        lacks = {}
         for side in ("previous", "next"):
             wanted = common[f"pop_{side}"]
             if (self._unit, side) in ((Unit.LOAD, "previous"), (Unit.STORE, "next")):
@@ -169,9 +188,11 @@ class UnitQueue(wiring.Component):
             m.d.comb += [
                 tokens.push.eq(getattr(self, f"{side}_push")),
                 tokens.pop.eq(pop & wanted),
+                tokens.clear.eq(self.clear),
+                getattr(self, f"has_{side}").eq(tokens.available),
             ]
+            m.d.sync += getattr(self, f"overflow_{side}").eq(tokens.overflow)
             lacks[side] = wanted & ~tokens.available
-            overflows.append(tokens.overflow)
         waits = {side: loaded & ~self.o.valid & ~self.busy & lacks[side] for side in lacks}
         m.d.comb += [
             pop.eq(
@@ -187,7 +208,6 @@ class UnitQueue(wiring.Component):
             self.waiting.eq(self.waits_previous | self.waits_next),
             self.drained.eq(empty & ~self.busy),
         ]
-        m.d.sync += self.overflow.eq(Cat(overflows).any())
         with m.If(pop):
             m.d.sync += self.o.valid.eq(1)
         with m.Elif(taken):
@@ -216,7 +236,8 @@ class UnitQueue(wiring.Component):
         write, read = memory.write_port(), memory.read_port(transparent_for=())
         write_word = Signal(range(WORDS_PER_INSTRUCTION))
         read_word = Signal(range(WORDS_PER_INSTRUCTION))
-        write_slot, read_slot = Signal(range(QUEUE_SLOTS)), Signal(range(QUEUE_SLOTS))
+        write_slot = Signal(range(QUEUE_SLOTS))
+        read_slot = Signal(range(QUEUE_SLOTS))
         n_committed = Signal(range(QUEUE_SLOTS + 1))
         m.d.comb += [
             write.en.eq(self.write),
@@ -230,8 +251,11 @@ class UnitQueue(wiring.Component):
         with m.If(self.commit):
             m.d.sync += write_slot.eq(write_slot + 1)
 
-        step, ended = Signal(), Signal()
-        occupied, loaded, empty = Signal(), Signal(), Signal()
+        step = Signal()
+        ended = Signal()
+        occupied = Signal()
+        loaded = Signal()
+        empty = Signal()
         m.d.comb += [
             step.eq((n_committed != 0) & ~occupied & ~(self.busy if self._small else 0)),
             ended.eq(step & (read_word == self.n_words - 1)),

@@ -108,17 +108,11 @@ class OutputBuffer(wiring.Component):
     def elaborate(self, platform) -> Module:
         m = Module()
         config = self.config
-        move = Signal()
-        read_valid = Signal()
-        m.d.comb += [
-            move.eq(~self.response.valid | self.response.ready),
-            self.request.ready.eq(move),
-        ]
-        with m.If(move):
-            m.d.sync += [
-                read_valid.eq(self.request.valid),
-                self.response.valid.eq(read_valid),
-            ]
+        # The same state twice: at the banks, and for the handshake, which would otherwise go
+        # through a gate in their midst.
+        move, _ = self._stages(m, "bank")
+        takes, valid = self._stages(m, "handshake")
+        m.d.comb += [self.request.ready.eq(takes), self.response.valid.eq(valid)]
         for b in range(config.lanes):
             memory = Memory(shape=config.bank_width, depth=config.output_depth, init=[])
             m.submodules[f"bank_{b}"] = memory
@@ -136,3 +130,13 @@ class OutputBuffer(wiring.Component):
             with m.If(move):
                 m.d.sync += data.eq(read.data)
         return m
+
+    def _stages(self, m: Module, name: str) -> tuple[Signal, Signal]:
+        """Whether the read pipeline moves, and whether its last stage holds a row."""
+        move = Signal(name=f"{name}_move")
+        read_valid = Signal(name=f"{name}_read_valid")
+        valid = Signal(name=f"{name}_valid")
+        m.d.comb += move.eq(~valid | self.response.ready)
+        with m.If(move):
+            m.d.sync += [read_valid.eq(self.request.valid), valid.eq(read_valid)]
+        return move, valid

@@ -50,7 +50,7 @@ class RowReader(wiring.Component):
     request
         Row addresses.
     beyond
-        The request is not within the buffer.
+        The request is not within the buffer; it is the last one.
     """
 
     def __init__(self, config: Config, *, held: bool = False) -> None:
@@ -102,7 +102,7 @@ class RowReader(wiring.Component):
             m.d.sync += [loading.eq(0), self.request.valid.eq(0)]
         with m.Elif(loading[1]):
             m.d.sync += self.request.valid.eq(1)
-        with m.Elif(run_end & is_final_run):
+        with m.Elif((run_end & is_final_run) | (taken & self.beyond)):
             m.d.sync += self.request.valid.eq(0)
         return m
 
@@ -371,6 +371,7 @@ class StoreUnit(wiring.Component):
         packer = place(m, platform, "packer", BeatPacker(self.config, small=self._small))
         wiring.connect(m, rows.request, wiring.flipped(self.read_request))
         wiring.connect(m, packer.beat, wiring.flipped(self.data))
+        beyond = Signal()
         stop = Signal()
         active = Signal()
         asked = Signal()
@@ -382,7 +383,7 @@ class StoreUnit(wiring.Component):
             rows.count.eq(requests.count),
             rows.stride.eq(Cat(offered.source_stride_0, offered.source_stride_1)),
             rows.n_rows_less_1.eq(last_row),
-            rows.stop.eq(stop | bad | self.halt),
+            rows.stop.eq(bad | self.halt),
             packer.clear.eq(starting[1] | self.halt),
             packer.n_units_less_1.eq(last_unit),
             packer.column.eq(column),
@@ -391,8 +392,10 @@ class StoreUnit(wiring.Component):
             self.read_response.ready.eq(packer.row.ready | ~active),
             asked.eq(self.read_request.valid & self.read_request.ready),
             answered.eq(packer.row.valid & packer.row.ready),
-            stop.eq(asked & rows.beyond),
+            beyond.eq(asked & rows.beyond),
         ]
+        # A cycle later, as no row is asked for after one beyond the buffer.
+        m.d.sync += stop.eq(beyond)
         with m.If(asked ^ answered):
             m.d.sync += in_flight.eq(in_flight + Mux(asked, 1, -1))
 
@@ -406,7 +409,7 @@ class StoreUnit(wiring.Component):
             & (in_flight == 0)
             & packer.empty
         )
-        m.d.sync += [self.error.eq(stop | bad), self.done.eq(waiting & self.writer_idle)]
+        m.d.sync += [self.error.eq(beyond | bad), self.done.eq(waiting & self.writer_idle)]
         with m.If(starting[1]):
             m.d.sync += [active.eq(1), in_flight.eq(0)]
         with m.Elif(stop | sent):

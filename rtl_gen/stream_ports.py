@@ -25,7 +25,8 @@ class StreamRegister(wiring.Component):
         m = Module()
         out = Signal.like(self.i.payload, name="out", reset_less=True)
         spare = Signal.like(self.i.payload, name="spare", reset_less=True)
-        spare_valid, free = Signal(), Signal()
+        spare_valid = Signal()
+        free = Signal()
         m.d.comb += [
             self.i.ready.eq(~spare_valid),
             self.o.payload.eq(out),
@@ -118,7 +119,8 @@ class StreamSource(wiring.Component):
         log2_bytes = log2(self.bus.data_bytes)
         port = _port(m, platform, self.bus, self._small)
         accepted = Signal()
-        in_program, awaited = Signal(), Signal()
+        in_program = Signal()
+        awaited = Signal()
         # Beats are let in only during a program, so that none of the next one gets lost.
         m.d.comb += [
             port.i.valid.eq(self.axis.valid & in_program & ~self.halt),
@@ -134,7 +136,10 @@ class StreamSource(wiring.Component):
         m.d.sync += self.beat.eq(accepted & ~self.halt)
 
         # --- who gets the beats --------------------------------------------------------------
-        active, to_load, take, final = Signal(), Signal(), Signal(), Signal()
+        active = Signal()
+        to_load = Signal()
+        take = Signal()
+        final = Signal()
         left = Signal(REQUEST_BYTES_WIDTH - log2_bytes)
         request = Signal(request_layout(self.bus))
         m.d.comb += [
@@ -218,8 +223,13 @@ class StreamSink(wiring.Component):
     def elaborate(self, platform) -> Module:
         m = Module()
         port = _port(m, platform, self.bus, self._small)
-        active, is_last, is_open = Signal(), Signal(), Signal()
-        accepted, final, close, n_held = Signal(), Signal(), Signal(), Signal(2)
+        active = Signal()
+        is_last = Signal()
+        is_open = Signal()
+        accepted = Signal()
+        final = Signal()
+        close = Signal()
+        n_held = Signal(2)
         sent = Signal()
         wiring.connect(m, port.o, wiring.flipped(self.axis))
         m.d.comb += [

@@ -11,7 +11,8 @@ class Supervisor(wiring.Component):
     """Finds programs that wait for tokens that cannot come, and those that do not move.
 
     Latency: ``deadlock`` comes two cycles after ``DEADLOCK_CYCLES`` cycles in which ``stuck`` was
-    high, ``watchdog`` two cycles after ``watchdog_cycles`` cycles without ``progress``.
+    high, ``watchdog`` two cycles after ``watchdog_cycles`` cycles without ``progress``, or at most
+    two after the setting was made less than the cycles that have passed.
 
     Parameters
     ----------
@@ -58,9 +59,12 @@ class Supervisor(wiring.Component):
 
         quiet = Signal(32)
         moved = Signal()
+        wanted = Signal()
         m.d.sync += [
             moved.eq(self.progress | ~self.watch),
-            self.watchdog.eq(~moved & (quiet == self.watchdog_cycles) & (quiet != 0)),
+            wanted.eq(self.watchdog_cycles != 0),
+            # Not only when equal: the setting may fall below what has passed.
+            self.watchdog.eq(~moved & wanted & (quiet >= self.watchdog_cycles)),
         ]
         with m.If(moved):
             m.d.sync += quiet.eq(0)

@@ -30,6 +30,10 @@ NORMAL_BUFFERABLE = 0b0011
 class SoftReset(wiring.Component):
     """Stops the core, waits until the bus is quiet, then resets it.
 
+    Latency: ``halt`` is high from the cycle after ``request``; ``reset`` follows
+    ``2 * STOP_CYCLES`` cycles later or, if that is later, in the cycle after ``idle``. Throughput:
+    one request until ``resetting`` falls.
+
     Members
     -------
     request
@@ -161,7 +165,8 @@ def build_core(
         processor.watchdog_cycles.eq(getattr(registers, "watchdog_cycles", 0)),
         soft_reset.request.eq(registers.control_soft_reset),
         soft_reset.idle.eq(quiet),
-        registers.control_done_set.eq(processor.done & heard),
+        # A start in the very cycle of an end, as auto_restart's, leaves a program that runs.
+        registers.control_done_set.eq(processor.done & heard & ~start),
         registers.control_done_clear.eq(start | registers.control_soft_reset),
         registers.control_idle.eq(~processor.busy & quiet & ~soft_reset.resetting),
         registers.control_ready.eq(processor.ready & ~soft_reset.resetting),
@@ -317,6 +322,8 @@ class AxiTop(_Top):
             _connect_flat(m, self, "m_axi", mover.axi)
         m.d.comb += [
             arbiter.halt.eq(processor.stop),
+            reader.tag.eq(arbiter.of_load),
+            processor.read_error_of_load.eq(reader.error_tag),
             processor.reader_idle.eq(reader.idle & arbiter.idle),
             processor.writer_idle.eq(writer.idle),
             self.m_axi_arcache.eq(NORMAL_BUFFERABLE),

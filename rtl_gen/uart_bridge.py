@@ -29,6 +29,10 @@ _STATUS_WIDTH = 2 * POSITION_WIDTH + DROPPED_WIDTH
 class ReplyWriter(wiring.Component):
     """One reply, byte by byte: header, payload, status.
 
+    Latency: the first byte is offered in the cycle of ``start``, and a byte of ``words`` passes in
+    the cycle in which it is there. Throughput: one byte per cycle, and one cycle between ``words``
+    and the status.
+
     Members
     -------
     start

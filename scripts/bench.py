@@ -17,11 +17,12 @@ from rich.console import Console
 from rich.table import Table
 
 from gshw import __version__, golden
-from gshw.cli import build_rtl
+from gshw.cli import USER_ERROR, build_rtl
 from gshw.config import Config, EngineConfig, load_config, preset_names
 from gshw.device import CompiledEngine
 from gshw.encoding import EncodedLayer, Requantisation, encode_layer, scatter_rows
-from gshw.files import write_atomically
+from gshw.errors import GshwError
+from gshw.files import check_output_file, write_atomically
 from gshw.geometry import Geometry
 from gshw.pattern import require_match
 from gshw.report import print_wide, progress_bar
@@ -374,8 +375,8 @@ def bench_golden(results: Results, devices: dict) -> None:
     results.data["golden"] = {"seconds": seconds}
 
 
-def bench_overlap(results: Results, devices: dict) -> None:
-    """Loads, compute and stores at the same time: whole programs on ``gshw_axi``."""
+def overlap_cases() -> list[OverlapCase]:
+    """A layer that reuses its weights, and one that only waits for them, on two engines."""
     cases = []
     for shape, resource in (
         (Shape("256 x 2304, 14 x 14 map", 256, conv_window(256, 3), 0.90, (14, 14)), "compute"),
@@ -389,7 +390,12 @@ def bench_overlap(results: Results, devices: dict) -> None:
             n_samples = config.engine.columns if resource == "compute" else 1
             size = (n_samples, *shape.positions, shape.geometry.in_channels)
             cases.append(OverlapCase(config, layer, rng.integers(0, 256, size), resource))
-    table, rows = measure_overlap(cases)
+    return cases
+
+
+def bench_overlap(results: Results, devices: dict) -> None:
+    """Loads, compute and stores at the same time: whole programs on ``gshw_axi``."""
+    table, rows = measure_overlap(overlap_cases())
     results.tables.append(table)
     results.data["overlap"] = rows
 
@@ -433,6 +439,11 @@ def main() -> int:
     parser.add_argument("--only", choices=PARTS, action="append", help="one part (repeatable)")
     parser.add_argument("--json", type=Path, help="results file")
     arguments = parser.parse_args()
+    try:
+        check_output_file(arguments.json)
+    except GshwError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return USER_ERROR
     results, devices, console = Results(), {}, Console()
     for name in arguments.only or PARTS:
         n_before = len(results.tables)

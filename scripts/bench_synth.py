@@ -18,7 +18,7 @@ from gshw import __version__
 from gshw.cli import USER_ERROR
 from gshw.config import load_config
 from gshw.errors import GshwError
-from gshw.files import write_atomically
+from gshw.files import check_output_file, write_atomically
 from gshw.report import print_wide, progress_bar
 from gshw.synth.command import config_design
 from gshw.synth.design import Design, unit_design, units
@@ -33,8 +33,12 @@ from rtl_gen.routing import BenesNetwork, Crossbar
 
 STORED = Path(__file__).resolve().parents[1] / "docs" / "synth.json"
 PRESETS = ("tiny", "h16", "hybrid16", "v16x4")
-GOALS = {"h16": (120.0, 110.0), "v16x4": (100.0, 150.0)}
-"""Preset -> least Fmax in MHz over the seeds, most TRELLIS_COMB per MAC."""
+CLOCK_GOALS = {"h16": 120.0, "v16x4": 100.0}
+"""Preset -> least Fmax of ``gshw_axi`` over the seeds, in MHz."""
+AREA_GOALS = {"h16": 110.0, "v16x4": 150.0}
+"""Preset -> most TRELLIS_COMB per MAC of the engine."""
+SMALL_DEVICE = "ice40-up5k"
+SMALL_CLOCK_MHZ = 12.0
 FABRIC_SHARE = 0.75
 ROUTING_LANES = (8, 16, 32, 64)
 ROUTING_WIDTH = 8
@@ -104,20 +108,32 @@ class Bench:
             max_runs=2, n_jobs=arguments.jobs, time_limit_seconds=arguments.time_limit
         )
         self.notify = notify
-        self.stored: dict = {}
-        if STORED.is_file():
-            stored = json.loads(STORED.read_text())
-            if stored["device"] == self.device.name:
-                self.stored = stored
+        self.stored: dict = json.loads(STORED.read_text()) if STORED.is_file() else {}
         self.fabric: Result | None = None
 
-    def run(self, design: Design) -> Result:
-        """Place and route, all seeds."""
+    def before(self, part: str, *keys: str) -> float | None:
+        """A figure of the stored table, None where there is none for this device."""
+        found = self.stored.get(part, {})
+        if found.get("device") != self.device.name:
+            return None
+        for key in ("results", *keys):
+            found = found.get(key, {})
+        return found or None
+
+    def run(
+        self,
+        design: Design,
+        *,
+        device: Device | None = None,
+        goal_mhz: float = GOAL_MHZ,
+        n_seeds: int | None = None,
+    ) -> Result:
+        """Place and route, all seeds or the first ones."""
         return run_flow(
             design,
-            self.device,
-            clock_mhz=GOAL_MHZ,
-            seeds=self.seeds,
+            device or self.device,
+            clock_mhz=goal_mhz,
+            seeds=self.seeds[:n_seeds],
             effort=self.effort,
             notify=lambda text, done, total: self.notify(f"{text} {done}/{total}"),
         )
@@ -155,44 +171,82 @@ def bench_fabric(bench: Bench) -> tuple[Table, dict]:
     return table, result_json(bench.fabric)
 
 
-def bench_cores(bench: Bench) -> tuple[Table, dict]:
-    """Whole engines: goals, share of the fabric's clock, change against the stored table."""
-    if bench.fabric is None:
-        bench_fabric(bench)
-    assert bench.fabric is not None
-    limit = bench.fabric.fmax_mhz[0]
-    table = Table(title=f"Engines on {bench.device.title}, {len(bench.seeds)} seed(s)")
-    columns = ("engine", "Fmax min", "median", "max", "goal", "change", "of fabric", "goal")
-    columns += ("comb", "ff", "bram", "dsp", "comb/MAC", "goal", "change", "ff/MAC")
-    for column in columns:
+def bench_engines(bench: Bench) -> tuple[Table, dict]:
+    """Engines without DMA: what they take, against the goals and the stored table; first seed."""
+    table = Table(title=f"Engines, without DMA, on {bench.device.title}")
+    columns = ("engine", "comb", "ff", "bram", "dsp", "comb/MAC", "goal", "change", "ff/MAC")
+    for column in (*columns, "Fmax"):
         table.add_column(column, justify="left" if column == "engine" else "right")
     data = {}
     for name in bench.presets:
         config = load_config(name)
         design = config_design(config, Top.CORE, cached_top_verilog(config, Top.CORE))
+        result = bench.run(design, n_seeds=1)
+        data[name] = {"config_hash": config.engine.hash, **result_json(result)}
+        own = result.own
+        goal = AREA_GOALS.get(name)
+        table.add_row(
+            name,
+            *(str(value) for value in (own.lut, own.ff, own.bram, own.dsp)),
+            f"{own.lut / design.n_macs:.1f}",
+            f"{goal:g}" if goal else "-",
+            relative_change(own.lut, bench.before("engines", name, "area", "lut")),
+            f"{own.ff / design.n_macs:.1f}",
+            f"{result.fmax_mhz[0]:.1f}",
+        )
+    return table, data
+
+
+def bench_cores(bench: Bench) -> tuple[Table, dict]:
+    """Whole cores, ``gshw_axi``: clock goals, and the share of the fabric's own clock."""
+    if bench.fabric is None:
+        bench_fabric(bench)
+    assert bench.fabric is not None
+    limit = bench.fabric.fmax_mhz[0]
+    table = Table(title=f"gshw_axi on {bench.device.title}, {len(bench.seeds)} seed(s)")
+    columns = ("core", "Fmax min", "median", "max", "goal", "change", "of fabric", "goal")
+    for column in (*columns, "comb", "ff", "bram", "dsp"):
+        table.add_column(column, justify="left" if column == "core" else "right")
+    data = {}
+    for name in bench.presets:
+        config = load_config(name)
+        design = config_design(config, Top.AXI, cached_top_verilog(config, Top.AXI))
         result = bench.run(design)
         data[name] = {"config_hash": config.engine.hash, **result_json(result)}
-        old = bench.stored.get("cores", {}).get(name, {})
-        clock_goal, area_goal = GOALS.get(name, (None, None))
+        goal = CLOCK_GOALS.get(name)
         own, low = result.own, result.fmax_mhz[0]
         share = low / limit
         table.add_row(
             name,
             *_fmax(result),
-            f"{clock_goal:g}" if clock_goal else "-",
-            relative_change(low, old.get("fmax_mhz", {}).get("min")),
+            f"{goal:g}" if goal else "-",
+            relative_change(low, bench.before("cores", name, "fmax_mhz", "min")),
             f"{share:.2f}",
-            f"{FABRIC_SHARE}" if clock_goal else "-",
+            f"{FABRIC_SHARE}" if goal else "-",
             *(str(value) for value in (own.lut, own.ff, own.bram, own.dsp)),
-            f"{own.lut / design.n_macs:.1f}",
-            f"{area_goal:g}" if area_goal else "-",
-            relative_change(own.lut, old.get("area", {}).get("lut")),
-            f"{own.ff / design.n_macs:.1f}",
         )
         data[name]["share_of_fabric"] = share
         if result.path is not None:
             data[name]["slowest"] = str(result.path)
     return table, data
+
+
+def bench_small(bench: Bench) -> tuple[Table, dict]:
+    """The smallest core behind a serial line on an iCE40 UP5K."""
+    device = find_device(SMALL_DEVICE)
+    config = load_config("tiny")
+    design = config_design(config, Top.UART, cached_top_verilog(config, Top.UART))
+    result = bench.run(design, device=device, goal_mhz=SMALL_CLOCK_MHZ)
+    table = Table(title=f"gshw_uart of tiny on {device.title}, {len(bench.seeds)} seed(s)")
+    columns = ("", "Fmax min", "median", "max", "logic cells", "block RAMs", "multipliers")
+    for column in columns:
+        table.add_column(column, justify="right" if column else "left")
+    own = result.placed
+    table.add_row("measured", *_fmax(result), *(str(n) for n in (own.lut, own.bram, own.dsp)))
+    have = device.capacity
+    goal = f"{SMALL_CLOCK_MHZ:g}"
+    table.add_row("goal", goal, "", "", *(str(n) for n in (have.lut, have.bram, have.dsp)))
+    return table, {"config_hash": config.engine.hash, **result_json(result)}
 
 
 def unit_names(design: Design) -> dict[str, str]:
@@ -218,15 +272,15 @@ def bench_units(bench: Bench) -> tuple[Table, dict]:
         for unit, module in unit_names(whole).items():
             result = bench.run(unit_design(whole, module))
             data[name][unit] = result_json(result)
-            old = bench.stored.get("units", {}).get(name, {}).get(unit, {})
+            old = ("units", name, unit)
             own = result.own
             table.add_row(
                 name,
                 unit,
                 *_fmax(result),
-                relative_change(result.fmax_mhz[0], old.get("fmax_mhz", {}).get("min")),
+                relative_change(result.fmax_mhz[0], bench.before(*old, "fmax_mhz", "min")),
                 str(own.lut),
-                relative_change(own.lut, old.get("area", {}).get("lut")),
+                relative_change(own.lut, bench.before(*old, "area", "lut")),
                 *(str(value) for value in (own.ff, own.bram, own.dsp)),
             )
     return table, data
@@ -258,7 +312,9 @@ PARTS = {
     "fabric": bench_fabric,
     "routing": bench_routing,
     "units": bench_units,
+    "engines": bench_engines,
     "cores": bench_cores,
+    "small": bench_small,
 }
 
 
@@ -281,36 +337,42 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Measure and print; a user's mistake is one line on stderr and status 2."""
     raw = sys.argv[1:] if argv is None else argv
-    arguments = _parser().parse_args(raw)
+    parser = _parser()
+    arguments = parser.parse_args(raw)
+    if arguments.quick and arguments.update:
+        parser.error("--update stores full measurements: not with --quick")
     if arguments.quick:
         arguments.seeds = 1
         arguments.only = arguments.only or ["fabric", "routing"]
     console, progress = Console(), progress_bar(Console(stderr=True))
     try:
+        check_output_file(arguments.json)
         with progress:
             task = progress.add_task("", total=None)
             bench = Bench(arguments, lambda text: progress.update(task, description=text))
-            record = {
-                "command": shlex.join(["scripts/bench_synth", *raw]),
-                "gshw": __version__,
-                "device": bench.device.name,
-                "seeds": list(bench.seeds),
-            }
+            record = {}
             for name in arguments.only or PARTS:
-                table, record[name] = PARTS[name](bench)
+                table, results = PARTS[name](bench)
+                record[name] = {
+                    "command": shlex.join(["scripts/bench_synth", *raw]),
+                    "gshw": __version__,
+                    "device": SMALL_DEVICE if name == "small" else bench.device.name,
+                    "seeds": list(bench.seeds),
+                    "results": results,
+                }
                 print_wide(console, table)
+        for name, core in record.get("cores", {"results": {}})["results"].items():
+            console.print(f"{name}, slowest path: {core.get('slowest', '-')}", soft_wrap=True)
+        limit = f"{100 * NOTHING:.0f} %"
+        console.print(f"a change of area below {limit} is nothing: abc9's choices vary")
+        if arguments.json:
+            write_atomically(arguments.json, json.dumps(record, indent=1) + "\n")
+        if arguments.update:
+            stored = without_detail(bench.stored | record)
+            write_atomically(STORED, json.dumps(stored, indent=1) + "\n")
     except GshwError as error:
         print(f"bench_synth: {error}", file=sys.stderr)
         return USER_ERROR
-    for name, core in record.get("cores", {}).items():
-        console.print(f"{name}, slowest path: {core.get('slowest', '-')}", soft_wrap=True)
-    console.print(f"a change of area below {100 * NOTHING:.0f} % is nothing: abc9's choices vary")
-    text = json.dumps(record, indent=1) + "\n"
-    if arguments.json:
-        write_atomically(arguments.json, text)
-    if arguments.update:
-        stored = without_detail(bench.stored | record)
-        write_atomically(STORED, json.dumps(stored, indent=1) + "\n")
     return 0
 
 

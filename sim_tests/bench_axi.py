@@ -44,10 +44,19 @@ N_BEAT = CONFIG.bus.data_bytes
 
 
 class Fault:
-    """Which transfer goes wrong, counted from now on, and how."""
+    """Which transfers go wrong, and how.
+
+    Attributes
+    ----------
+    after
+        Transfers from now on that go well first; None: all do.
+    count
+        Transfers that then go wrong; None: all from there on.
+    """
 
     def __init__(self) -> None:
         self.after: int | None = None
+        self.count: int | None = None
         self.response = AxiResp.SLVERR
 
     def hits(self) -> bool:
@@ -55,7 +64,7 @@ class Fault:
         if self.after is None:
             return False
         self.after -= 1
-        return self.after < 0
+        return self.after < 0 and (self.count is None or self.after >= -self.count)
 
 
 class Ram:
@@ -64,9 +73,9 @@ class Ram:
     Attributes
     ----------
     read_fault, write_fault
-        Beat read, or piece of a beat written, from which on everything goes wrong.
-    bursts
-        (address, beats) of every burst, reads and writes.
+        Reads and writes that go wrong.
+    reads, writes
+        (address, bytes) of every beat read, and of every piece of a beat written.
     """
 
     def __init__(self, dut) -> None:
@@ -74,7 +83,6 @@ class Ram:
         self.read_fault, self.write_fault = Fault(), Fault()
         self.reads: list[tuple[int, int]] = []
         self.writes: list[tuple[int, int]] = []
-        self.pages: list[tuple[int, int]] = []
         bus = AxiBus.from_prefix(dut, "m_axi")
         options = {"reset_active_level": False, "mem": bytearray(1)}
         self.read_if = AxiRamRead(bus.read, dut.aclk, dut.aresetn, **options)
@@ -293,42 +301,86 @@ async def auto_restart_and_back_to_back(dut):
 
 
 @cocotb.test()
-async def no_interrupt_is_lost(dut):
-    """Cleared in any cycle around the end: the output rises, and after it is cleared done is seen.
+@cocotb.parametrize(source=["done", "error"], action=["clear", "disable", "soft_reset"])
+async def no_interrupt_is_lost(dut, source, action):
+    """A write in any cycle around the end: what happens after it is seen, what was before is gone.
 
-    An end in the cycle of the write wins, so that no write can swallow it.
+    An event in the cycle of a clear wins, so that no write can swallow it; a soft reset forgets
+    what has not happened yet, too.
     """
     bench = await Bench.begin(dut)
     registers = bench.registers
-    memory = HostMemory(N_BYTES, BASE)
-    program = finish_program(
-        CONFIG,
-        BASE + 0x100,
-        [Instruction(Opcode.SYNC, {})],
-        memory.data,
-        np.zeros(N_BYTES, dtype=np.bool_),
-    )
+    program = short_program(damaged=source == "error")
     await bench.start(program)
     n_cycles = 0
     while not int(dut.interrupt.value):
         await ClockCycles(dut.aclk, 1)
         n_cycles += 1
-    assert not await registers.end()
+    await forget(registers)
     outcomes = set()
     for wait in range(n_cycles - 16, n_cycles + 6):
         await bench.start(program)
         rises = cocotb.start_soon(with_timeout(RisingEdge(dut.interrupt), 1000 * PERIOD_NS, "ns"))
         await ClockCycles(dut.aclk, wait)
-        await registers.write("interrupt_status", done=1)
-        seen = await registers.read("control", "done")
+        match action:
+            case "clear":
+                await registers.write("interrupt_status", **{source: 1})
+            case "disable":
+                await registers.write("interrupt_enable", done=0, error=0)
+            case "soft_reset":
+                await registers.write("control", soft_reset=1)
+        # A soft reset may still be at work, and forgets it anyway.
+        happened = 0 if action == "soft_reset" else await has_ended(registers, source)
         await ClockCycles(dut.aclk, 60)
-        pending = await registers.read("interrupt_status", "done")
-        assert pending == int(dut.interrupt.value)
-        assert seen or pending, f"cleared {wait} cycles after the start: the end was lost"
-        await rises
-        outcomes.add((seen, pending))
-        await registers.write("control", done=1)
-    assert {(0, 1), (1, 0)} <= outcomes, outcomes
+        pending = await registers.read("interrupt_status", source)
+        what = f"{action} {wait} cycles after the start"
+        if action == "disable":
+            assert pending and not int(dut.interrupt.value), what
+            await registers.write("interrupt_enable", done=1, error=1)
+            await ClockCycles(dut.aclk, 3)
+        assert pending == int(dut.interrupt.value), what
+        if action == "soft_reset":
+            assert not await has_ended(registers, source), what
+            assert not await registers.read("status"), what
+            if not pending:
+                rises.cancel()
+        else:
+            assert happened or pending, f"{what}: the end was lost"
+        if action != "soft_reset" or pending:
+            await rises
+        outcomes.add((happened, pending))
+        await forget(registers)
+    assert outcomes >= EXPECTED_OUTCOMES[action], outcomes
+    await bench.run_well(bench.good, f"interrupts: {source}, {action}")
+
+
+EXPECTED_OUTCOMES = {
+    "clear": {(0, 1), (1, 0)},
+    "disable": {(0, 1), (1, 1)},
+    "soft_reset": {(0, 0), (0, 1)},
+}
+"""(ended when the write was answered, pending in the end): what some cycle must give."""
+
+
+def short_program(*, damaged: bool) -> RandomProgram:
+    """One instruction that does nothing; or a header with a wrong bit."""
+    memory = HostMemory(N_BYTES, BASE)
+    nothing = np.zeros(N_BYTES, dtype=np.bool_)
+    instructions = [Instruction(Opcode.SYNC, {})]
+    program = finish_program(CONFIG, BASE + 0x100, instructions, memory.data, nothing)
+    program.before[program.program_bytes.start + 8] ^= damaged
+    return program
+
+
+async def has_ended(registers: Registers, source: str) -> int:
+    name, field = ("control", "done") if source == "done" else ("status", "halted")
+    return await registers.read(name, field)
+
+
+async def forget(registers: Registers) -> None:
+    """Of a program that has ended or was broken off."""
+    await registers.soft_reset()
+    await registers.write("interrupt_status", done=1, error=1)
 
 
 @cocotb.test()
@@ -370,7 +422,7 @@ async def bus_errors_on_any_beat(dut):
         fault = bench.ram.read_fault if is_read else bench.ram.write_fault
         what = f"{response.name} on {'read' if is_read else 'write'}"
         await bench.start(program)
-        fault.response = response
+        fault.response, fault.count = response, (1, None)[number // 4 % 2]
         fault.after = bench.random.randrange(n_reads if is_read else n_writes)
         flags = await bench.registers.end()
         wanted = "read_bus" if is_read else "write_bus"

@@ -124,11 +124,25 @@ def _on_bus(name: str, **bus) -> Config:
 
 
 def bus_configs() -> tuple[Config, ...]:
-    """Narrow and wide buses, short and long bursts, on engines with 4-bit and 16-bit codes."""
+    """Narrow and wide buses, short and long bursts, on engines with 4-bit and 16-bit codes.
+
+    The longest bursts of the widest one are those that only the 4 KiB rule cuts.
+    """
     return (
         _on_bus("nibbles", data_width=32, max_burst=1, outstanding=1),
         _on_bus("wide_operands", data_width=128, max_burst=256, outstanding=2, address_width=64),
+        _on_bus("three_columns", data_width=512, max_burst=256, outstanding=8),
     )
+
+
+def cocotb_axi_configs() -> tuple[Config, ...]:
+    """What drives ``gshw_axi`` between cocotb's bus models: a small engine on a wide bus."""
+    return (_on_bus("tiny", data_width=256, max_burst=64, outstanding=4),)
+
+
+def stream_bus_configs() -> tuple[Config, ...]:
+    """Streams narrower and wider than the default."""
+    return (_on_bus("nibbles", data_width=32), _on_bus("block8", data_width=128))
 
 
 def law_configs() -> tuple[Config, ...]:

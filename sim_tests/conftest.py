@@ -9,8 +9,10 @@ from sim_tests.configs import (
     ODD_CONFIGS,
     ODD_ENGINES,
     bus_configs,
+    cocotb_axi_configs,
     find_config,
     law_configs,
+    stream_bus_configs,
 )
 
 _USER_CONFIGS = pytest.StashKey[list[Config]]()
@@ -39,29 +41,34 @@ def _everything() -> list[Config]:
     return [*_presets(), *bus_configs(), *ODD_CONFIGS]
 
 
-def _tiny() -> list[Config]:
-    return [load_config("tiny")]
+def _streams() -> list[Config]:
+    return [*_everything(), *stream_bus_configs()]
 
 
 _DEFAULTS = {
     "engine_config": lambda: [*_presets(), *map(find_config, ODD_ENGINES)],
     "component_config": lambda: [find_config(name) for name in COMPONENT_CONFIGS],
     "layer_config": lambda: [*_presets(), *ODD_CONFIGS],
-    "program_config": lambda: [*_tiny(), load_config("hybrid16"), *bus_configs()],
+    "program_config": lambda: [load_config("tiny"), *bus_configs()],
     "law_config": law_configs,
-    "fault_config": _tiny,
-    "stream_config": _tiny,
-    "top_config": _tiny,
+    "fault_config": lambda: [find_config("arbitrated4")],
+    "stream_config": lambda: [load_config("hybrid16")],
+    "axi_top_config": cocotb_axi_configs,
+    "stream_top_config": lambda: [find_config("narrow_sums")],
 }
-"""Fixture name -> engines it runs over when the user names none."""
+"""Fixture name -> engines it runs over when the user names none.
+
+Benches of whole cores take turns, so that each engine and bus meets one of them.
+"""
 
 
 _LONG = {
     "program_config": _everything,
     "law_config": _everything,
     "fault_config": _everything,
-    "stream_config": _everything,
-    "top_config": _presets,
+    "stream_config": _streams,
+    "axi_top_config": lambda: [*_presets(), *cocotb_axi_configs()],
+    "stream_top_config": _presets,
 }
 """As above, for ``--long``."""
 

@@ -310,7 +310,9 @@ def test_sealed_nonsense_never_hangs(core, n_programs):
             except ProgramError as error:
                 outcome = error.flags[0]
                 assert "watchdog" not in error.flags, f"{number}: {error}\n{program.text}"
-        core.control.reset()
+        # An error has been reset already, and after a good end nothing is to clear.
+        if outcome == "long":
+            core.control.reset()
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
         changed = core.memory.data != forged.before
         assert not changed[:guard].any() and not changed[-guard:].any(), number

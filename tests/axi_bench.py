@@ -22,6 +22,8 @@ BUSES = [
     BusConfig(data_width=64, address_width=32, max_burst=16, outstanding=16),
     BusConfig(data_width=128, address_width=40, max_burst=256, outstanding=4),
     BusConfig(data_width=512, address_width=64, max_burst=8, outstanding=8),
+    # Its longest burst is longer than 4 KiB, so that only the page limits it.
+    BusConfig(data_width=512, address_width=32, max_burst=256, outstanding=4),
 ]
 IDS = [f"{bus.data_width}x{bus.max_burst}" for bus in BUSES]
 MEDIUM = BUSES[2]
@@ -31,8 +33,11 @@ Request = tuple[int, int]
 def random_requests(bus: BusConfig, seed: int, n_requests: int, most: int = 0) -> list[Request]:
     """Addresses and byte counts: whole beats, odd ones, across 4 KiB, both ends of memory.
 
-    ``most`` bytes each, by default four bursts and a bit.
+    ``most`` bytes each, by default four bursts and a bit. Where a burst could be longer than 4 KiB,
+    two more are.
     """
+    pages = [(5 * 4096 + 7, 4096), (9 * 4096, 8189)]
+    long = pages if bus.max_burst * bus.data_bytes > 4096 and not most else []
     most = most or min(4 * bus.max_burst * bus.data_bytes + 5, 600)
     rng = random.Random(seed)
     top = 1 << bus.address_width
@@ -45,7 +50,7 @@ def random_requests(bus: BusConfig, seed: int, n_requests: int, most: int = 0) -
         if index % 4 == 2:
             address = max(rng.randint(1, (top >> 12) - 1) * 4096 - rng.randint(1, n_bytes), 0)
         requests.append((min(address, top - n_bytes), n_bytes))
-    return [*requests, (0, most), (top - 2 * bus.data_bytes - 1, 2 * bus.data_bytes + 1)]
+    return [*requests, *long, (0, most), (top - 2 * bus.data_bytes - 1, 2 * bus.data_bytes + 1)]
 
 
 def payloads(bus: BusConfig, requests: list[Request]) -> list[int]:
@@ -203,7 +208,7 @@ class Writing:
         self.bus, self.requests, self.memory = bus, requests, memory
         self.dut = AxiWriter(bus)
         rng = random.Random(seed)
-        self.octets = [rng.randbytes(min(n_bytes, 5000)) for _, n_bytes in requests]
+        self.octets = [rng.randbytes(min(n_bytes, 10_000)) for _, n_bytes in requests]
         beats = []
         for octets in self.octets:
             spare = rng.randbytes(-len(octets) % bus.data_bytes)

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,32 +70,65 @@ class Opened(Elaboratable):
 class RegisterMemory(Elaboratable):
     """Stands in for ``amaranth.lib.memory.Memory``: rows are signals ``row_0``, ``row_1``, ...
 
-    One synchronous write port, one combinational read port.
+    One synchronous write port, and read ports: combinational, or synchronous with the old row
+    where both meet.
     """
 
     def __init__(self, *, shape, depth: int, init) -> None:
         assert not list(init)
+        self._shape, self._depth = shape, depth
         self._rows = [Signal(shape, name=f"row_{i}") for i in range(depth)]
-        self._write, self._read = (
-            SimpleNamespace(addr=Signal(range(depth), name=name), data=Signal(shape), en=Signal())
-            for name in ("write_address", "read_address")
+        self._write = self._port("write", 0)
+        self._reads: list[tuple[str, SimpleNamespace]] = []
+
+    def _port(self, name: str, init: int) -> SimpleNamespace:
+        return SimpleNamespace(
+            addr=Signal(range(self._depth), name=f"{name}_address"),
+            data=Signal(self._shape, name=f"{name}_data"),
+            en=Signal(init=init),
         )
+
+    @property
+    def addresses(self) -> tuple[Signal, Signal]:
+        """Of the first read port and of the write port."""
+        return self._reads[0][1].addr, self._write.addr
 
     def write_port(self) -> SimpleNamespace:
         return self._write
 
-    def read_port(self, *, domain: str) -> SimpleNamespace:
-        assert domain == "comb"
-        return self._read
+    def read_port(self, *, domain: str = "sync", transparent_for: tuple = ()) -> SimpleNamespace:
+        assert domain in ("comb", "sync") and not transparent_for
+        number = len(self._reads)
+        port = self._port(f"read_{number}" if number else "read", 1)
+        self._reads.append((domain, port))
+        return port
 
     def elaborate(self, platform) -> Module:
         m = Module()
         for index, row in enumerate(self._rows):
             with m.If(self._write.en & (self._write.addr == index)):
                 m.d.sync += Value.cast(row).eq(Value.cast(self._write.data))
-            with m.If(self._read.addr == index):
-                m.d.comb += Value.cast(self._read.data).eq(Value.cast(row))
+            for domain, port in self._reads:
+                read = Value.cast(port.data).eq(Value.cast(row))
+                if domain == "sync":
+                    with m.If(port.en & (port.addr == index)):
+                        m.d.sync += read
+                else:
+                    with m.If(port.addr == index):
+                        m.d.comb += read
         return m
+
+
+def broken(device: type, change: Callable) -> type:
+    """A device with a mistake: ``change(m, device)`` adds statements, which win."""
+
+    class Broken(device):
+        def elaborate(self, platform) -> Module:
+            m = super().elaborate(platform)
+            change(m, self)
+            return m
+
+    return Broken
 
 
 @contextmanager

@@ -9,6 +9,8 @@ import pytest
 
 from gshw import register_docs
 from gshw.config import load_config
+from gshw.drivers.accelerator import HostMemory
+from gshw.drivers.stream_form import StreamForm
 from gshw.golden import run_layer
 from gshw.lower import lower_layer
 from gshw.package import examples
@@ -92,6 +94,35 @@ def lines(layer, tmp_path_factory) -> list[list[str]]:
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     return [line.split() for line in result.stdout.splitlines()]
+
+
+def test_the_example_for_a_stream_runs(layer, tmp_path):
+    """It starts the core, lets the DMA begin where it says so, and waits."""
+    encoded, x, _ = layer
+    header = register_docs.c_header(register_map(CONFIG, Top.STREAM))
+    (tmp_path / "gshw_registers.h").write_text(header)
+    (tmp_path / "example.c").write_text(examples.c_example(Package(CONFIG, Top.STREAM, ())))
+    program = lower_layer(CONFIG, encoded, 1, 5, 6)
+    memory = HostMemory(program.n_bytes)
+    memory.write(0, program.memory(x))
+    form = StreamForm(CONFIG, memory, program.program_address)
+    (tmp_path / "to_core").write_bytes(form.to_core)
+    common = [*STRICT, "-include", TESTS / "c_stream_bench.h", f"-I{tmp_path}", f"-I{DRIVER}"]
+    gcc(*common, "-Dmain=example_main", "-c", tmp_path / "example.c", "-o", tmp_path / "example.o")
+    gcc(
+        *common, DRIVER / "gshw.c", TESTS / "c_stream_bench.c", tmp_path / "example.o", "-ldl",
+        "-o", tmp_path / "bench",
+    )  # fmt: skip
+    library = build_library(cached_top_verilog(CONFIG, Top.STREAM), top=Top.STREAM)
+    command = [tmp_path / "bench", library, tmp_path / "to_core"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stderr) == (0, "")
+    status, cycles, received = result.stdout.split()
+    assert int(status) == OK and int(cycles) > encoded.n_groups
+    form.store(bytes.fromhex(received), form.packet_ends)
+    output = program.output_layout
+    data = memory.read(output.address, output.n_bytes)
+    assert (program.output_codes(data) == run_layer(CONFIG.engine, encoded, x)).all()
 
 
 def only(lines, name: str) -> list[str]:

@@ -17,7 +17,7 @@ from rtl_gen.axi import ReadArbiter, beat_layout, request_layout
 from rtl_gen.axi_bursts import BurstIssuer
 from rtl_gen.axi_read import AxiReader
 from rtl_gen.axi_write import AxiWriter
-from tests.formal_support import Opened, memories_as_registers, prove, refuted
+from tests.formal_support import Opened, broken, memories_as_registers, prove, refuted
 
 BUS = BusConfig(data_width=32, address_width=16, max_burst=4, outstanding=2)
 N_BYTES = BUS.data_bytes
@@ -59,11 +59,16 @@ def issuer_rules(m: Module, issuer: BurstIssuer, inner, window_low, window_high)
         address the bus has taken.
     """
     layout = request_layout(BUS)
-    held, ended, left = (Signal(layout, name=f"given_{n}") for n in ("held", "ended", "left"))
+    names = ("held", "ended", "left")
+    held, ended, left = (Signal(layout, name=f"given_{n}") for n in names)
+    tags = [Signal(name=f"given_tag_{n}") for n in names]
     with m.If(inner("advance")):
         m.d.sync += [held.eq(issuer.request.payload), ended.eq(held)]
+        m.d.sync += Cat(tags[:2]).eq(Cat(issuer.tag, tags[0]))
     with m.If(~inner("left")):
-        m.d.sync += left.eq(ended)
+        m.d.sync += [left.eq(ended), tags[2].eq(tags[1])]
+    for name, tag, known in zip(names, tags, ("held_tag", "ended_tag", "tag"), strict=True):
+        m.d.comb += Assert(~inner(name) | (inner(known) == tag))
     m.d.comb += [
         Assert(
             ~inner("held")
@@ -129,8 +134,9 @@ def issuer_rules(m: Module, issuer: BurstIssuer, inner, window_low, window_high)
     n_taken = Signal(3)
     m.d.sync += n_taken.eq(n_taken + (issuer.valid & issuer.ready) - issuer.retire)
     level = inner("level")
-    oldest, newer = Signal(16), Signal(16)
-    address = Cat(beat << 2)[:16]
+    # With the tag of their request on top.
+    oldest, newer = Signal(17), Signal(17)
+    address = Cat(Cat(beat << 2)[:16], tags[2])
     with m.If(issue):
         m.d.sync += newer.eq(address)
     with m.If(issue & (level == issuer.retire)):
@@ -149,19 +155,22 @@ def issuer_rules(m: Module, issuer: BurstIssuer, inner, window_low, window_high)
         Assert((level < 2) | (Mux(read, rows[0], rows[1]) == newer)),
         Assert((level != 1) | (oldest == newer)),
         Assert(issuer.error == fault_before),
-        Assert(~issuer.error | (issuer.error_address == oldest_before)),
+        Assert(~issuer.error | (Cat(issuer.error_address, issuer.error_tag) == oldest_before)),
         Assert(~issuer.idle | ((n_taken == 0) & ~issuer.valid)),
     ]
     # A request out of range: reported with its own address when nothing is in flight.
     reporting = inner("reporting") & ~issuer.draining
-    left_before = register(m, left.address, "left")
+    whole = Cat(left.address, tags[2])
+    left_before = register(m, whole, "left")
     outside_before = register(m, is_left & outside, "outside")
     m.d.comb += [
         Assert(
-            ~reporting
-            | (is_left & outside & (level == 0) & (Mux(read, rows[1], rows[0]) == left.address))
+            ~reporting | (is_left & outside & (level == 0) & (Mux(read, rows[1], rows[0]) == whole))
         ),
-        Assert(~issuer.out_of_range | (outside_before & (issuer.error_address == left_before))),
+        Assert(
+            ~issuer.out_of_range
+            | (outside_before & (Cat(issuer.error_address, issuer.error_tag) == left_before))
+        ),
         Assert(~issuer.out_of_range | ~issuer.error),
     ]
     return SimpleNamespace(
@@ -180,6 +189,7 @@ class ReaderProof(wiring.Component):
     """The reader with any client, and a memory that sends no beat before a burst's address."""
 
     request: In(stream.Signature(request_layout(BUS)))
+    tag: In(1)
     data_ready: In(1)
     halt: In(1)
     arready: In(1)
@@ -188,15 +198,20 @@ class ReaderProof(wiring.Component):
     rresp: In(2)
     rlast: In(1)
 
+    def __init__(self, device: type[AxiReader] = AxiReader) -> None:
+        self._device = device
+        super().__init__()
+
     def elaborate(self, platform) -> Module:
         m = Module()
         with memories_as_registers("rtl_gen.axi_bursts", "rtl_gen.axi_read"):
-            opened = Opened(AxiReader(BUS))
+            opened = Opened(self._device(BUS))
         dut, axi = opened.component, opened.component.axi
         issuer = opened.inner("issuer")
         m.submodules.dut = opened
         free_request(m, self.request, dut.request)
         m.d.comb += [
+            dut.tag.eq(self.tag),
             dut.halt.eq(self.halt),
             dut.data.ready.eq(self.data_ready),
             *(getattr(axi, n).eq(getattr(self, n)) for n in ("arready", "rvalid", "rdata")),
@@ -370,10 +385,14 @@ class ArbiterProof(wiring.Component):
     load_ready: In(1)
     halt: In(1)
 
+    def __init__(self, device: type[ReadArbiter] = ReadArbiter) -> None:
+        self._device = device
+        super().__init__()
+
     def elaborate(self, platform) -> Module:
         m = Module()
         with memories_as_registers("rtl_gen.axi"):
-            opened = Opened(ReadArbiter(BUS))
+            opened = Opened(self._device(BUS))
         dut = opened.component
         m.submodules.dut = opened
         n_turns = 2 * BUS.outstanding
@@ -387,9 +406,8 @@ class ArbiterProof(wiring.Component):
             dut.load_data.ready.eq(self.load_ready),
             dut.halt.eq(self.halt),
         ]
-        holds(
-            m, "request", dut.request.valid, dut.request.ready, dut.request.payload, unless=dut.halt
-        )
+        request = (dut.request.payload, dut.of_load)
+        holds(m, "request", dut.request.valid, dut.request.ready, *request, unless=dut.halt)
 
         # Whose data are due, the oldest lowest; data come only for requests handed on.
         fetch = dut.fetch_request.valid & dut.fetch_request.ready
@@ -417,6 +435,11 @@ class ArbiterProof(wiring.Component):
             Assert(n_due <= n_turns),
             Assert((end - first)[: len(end)] == n_due),
             Assert(n_due >= dut.request.valid),
+            # The register shows whose the oldest data are before any can come.
+            Assert(opened["next_turn"] == (first + 1)[: len(end) - 1]),
+            Assert((n_due <= dut.request.valid) | (opened["is_load"] == due[0])),
+            # The request on offer is the one accepted last.
+            Assert(~dut.request.valid | (dut.of_load == (due >> (n_due - 1)[:3])[0])),
             *(
                 Assert((n_due <= i) | (due[i] == rows.bit_select((first + i)[: len(end) - 1], 1)))
                 for i in range(n_turns)
@@ -468,6 +491,31 @@ class Unanswered(wiring.Component):
 def test_rules(proof):
     """Rules and invariants hold for ever."""
     prove(proof(), "prove", 3)
+
+
+def changes_its_address(m, reader):
+    m.d.comb += reader.axi.araddr[2].eq(reader.axi.rvalid)
+
+
+def mixes_up_the_clients(m, arbiter):
+    m.d.comb += arbiter.load_data.valid.eq(arbiter.data.valid & arbiter.load_data.ready)
+
+
+def lets_load_go_first(m, arbiter):
+    with m.If(arbiter.load_request.valid):
+        m.d.comb += arbiter.load_request.ready.eq(arbiter.fetch_request.ready)
+
+
+@pytest.mark.parametrize(
+    ("proof", "device", "mistake"),
+    [
+        (ReaderProof, AxiReader, changes_its_address),
+        (ArbiterProof, ReadArbiter, mixes_up_the_clients),
+        (ArbiterProof, ReadArbiter, lets_load_go_first),
+    ],
+)
+def test_mistakes_are_found(proof, device, mistake):
+    assert refuted(proof(broken(device, mistake)), "bmc", 8)
 
 
 @pytest.mark.parametrize(("mover", "n_cycles"), [(AxiReader, 4), (AxiWriter, 6)])

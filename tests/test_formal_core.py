@@ -1,14 +1,20 @@
 """Proofs inside the core: networks permute, tokens neither deadlock nor free a live buffer."""
 
+from contextlib import contextmanager
+from unittest import mock
+
 import pytest
 from amaranth.asserts import AnyConst
-from amaranth.hdl import Assert, Assume, Cat, Cover, Module, Mux, Signal
+from amaranth.hdl import Array, Assert, Assume, Cat, Const, Cover, Module, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 
-from rtl_gen.queue import TokenCounter
+from gshw.program import COMMON_FIELDS
+from gshw.program_timing import MAX_IN_FLIGHT, QUEUE_SLOTS
+from rtl_gen.fetch import UNITS
+from rtl_gen.queue import UnitQueue
 from rtl_gen.routing import BenesNetwork, Crossbar
-from tests.formal_support import Opened, prove, refuted
+from tests.formal_support import Opened, broken, memories_as_registers, prove, refuted
 
 
 class RoutingProof(wiring.Component):
@@ -66,106 +72,181 @@ def test_routing_proof_can_fail() -> None:
 N_SLOTS = 2
 """Of each buffer: it is filled and emptied in turn."""
 
+TOKEN_BITS = {
+    field.name: field.low_bit for field in COMMON_FIELDS if field.name.startswith(("pop_", "push_"))
+}
+
+
+@contextmanager
+def one_word_instructions():
+    """While active, a queue's instructions are one word: tokens and opcode are all that matters."""
+    with (
+        memories_as_registers("rtl_gen.queue"),
+        mock.patch("rtl_gen.queue.WORDS_PER_INSTRUCTION", 1),
+        mock.patch("rtl_gen.queue.queue_words", lambda _unit: 1),
+        mock.patch("rtl_gen.queue.unit_fields", lambda _unit: ()),
+    ):
+        yield
+
 
 class TokenProof(wiring.Component):
-    """Load, compute and store on double buffers, with the core's own token counters.
+    """Load, compute and store on double buffers, behind the core's queues, wired as in the core.
 
-    Each unit works on the buffers' slots in turn, for as long as it likes, as the lowered programs
-    tell it to: load takes a token from compute before it fills a slot again, and so on. Tokens
-    travel as in :class:`rtl_gen.queue.UnitQueue`: one cycle after the instruction is done.
+    Each unit works on the buffers' slots in turn, as the lowered programs tell it to: load takes a
+    token from compute before it fills a slot again, and so on. Instructions come whenever there is
+    room for them: that a token comes from before in the program is not the queues' affair, and
+    :mod:`gshw.program_order` checks it. Units take and finish one instruction at a time, and take
+    as long as they like.
 
     Members
     -------
-    go, done
-        Per unit: begin an instruction that may begin; end the one that runs.
+    fetch, take, done
+        Per unit: the next instruction comes; what is offered is begun; what runs is finished.
 
-    Parameters
-    ----------
-    careless
-        Load begins without its token.
     """
 
-    def __init__(self, *, careless: bool = False) -> None:
-        self._careless = careless
-        super().__init__({"go": In(3), "done": In(3)})
+    def __init__(self, queue: type[UnitQueue] = UnitQueue) -> None:
+        self._queue = queue
+        super().__init__({"fetch": In(3), "take": In(3), "done": In(3)})
 
     def elaborate(self, platform) -> Module:
         m = Module()
-        load, compute, store = range(3)
-        ways = ((load, compute), (compute, load), (compute, store), (store, compute))
-        counters, counts, pending = {}, {}, {}
-        for way in ways:
-            opened = Opened(TokenCounter())
-            m.submodules += opened
-            counters[way], counts[way] = opened.component, opened["count"]
-            pending[way] = Signal(name=f"push_{way[0]}_{way[1]}")
-            m.d.comb += [
-                counters[way].push.eq(pending[way]),
-                Assert(~counters[way].overflow),
-                Assert(~counters[way].pop | counters[way].available),
-            ]
-        busy = [Signal(name=f"busy_{unit}") for unit in range(3)]
-        slot = [Signal(name=f"slot_{unit}") for unit in range(3)]
-        # Slots that a unit may fill without a token, because nobody has used them yet.
-        fresh = {unit: Signal(range(N_SLOTS + 1), init=N_SLOTS) for unit in (load, compute)}
+        units = load, compute, store = tuple(range(3))
+        with one_word_instructions():
+            opened = [Opened(self._queue(unit)) for unit in UNITS]
+        queues = [each.component for each in opened]
+        m.submodules += opened
         behind = {load: compute, compute: store}
         before = {compute: load, store: compute}
+        for unit, after in behind.items():
+            m.d.comb += [
+                queues[after].previous_push.eq(queues[unit].push_next),
+                queues[unit].next_push.eq(queues[after].push_previous),
+            ]
 
-        can_begin = []
-        for unit in range(3):
-            enabled = ~busy[unit]
-            if unit in before:
-                enabled = enabled & counters[before[unit], unit].available
-            if unit in behind and not (self._careless and unit == load):
-                enabled = enabled & ((fresh[unit] != 0) | counters[behind[unit], unit].available)
-            can_begin.append(enabled)
-            begins = enabled & self.go[unit]
-            ends = busy[unit] & self.done[unit]
-            with m.If(begins):
-                m.d.sync += busy[unit].eq(1)
-            with m.If(ends):
-                m.d.sync += [busy[unit].eq(0), slot[unit].eq(~slot[unit])]
-            if unit in before:
-                m.d.comb += counters[before[unit], unit].pop.eq(begins)
-                m.d.sync += pending[unit, before[unit]].eq(ends)
-            if unit in behind:
-                takes = begins & (fresh[unit] == 0)
-                if self._careless and unit == load:
-                    takes = takes & counters[behind[unit], unit].available
-                m.d.comb += counters[behind[unit], unit].pop.eq(takes)
-                m.d.sync += pending[unit, behind[unit]].eq(ends)
-                with m.If(begins & (fresh[unit] != 0)):
-                    m.d.sync += fresh[unit].eq(fresh[unit] - 1)
+        # --- programs: the first instructions use slots that nobody has used yet ---------------
+        fresh = [Signal(range(N_SLOTS + 1), init=N_SLOTS, name=f"fresh_{unit}") for unit in units]
+        slot = [Signal(name=f"slot_{unit}") for unit in units]
+        held, pops = [], []
+        for unit, queue in enumerate(queues):
+            each = opened[unit]
+            offered, busy = queue.o.valid, queue.busy
+            m.d.comb += [
+                queue.o.ready.eq(self.take[unit] & (~busy | queue.done)),
+                queue.done.eq(self.done[unit] & busy),
+                queue.write.eq(self.fetch[unit] & queue.room),
+                queue.commit.eq(queue.write),
+                Assert(~queue.overflow_previous & ~queue.overflow_next),
+            ]
+            with m.If(queue.done):
+                m.d.sync += slot[unit].eq(~slot[unit])
+            # An instruction holds its slots from its tokens on.
+            popped = Signal(name=f"popped_{unit}")
+            m.d.comb += popped.eq(each["pop"])
+            with m.If(popped & (fresh[unit] != 0)):
+                m.d.sync += fresh[unit].eq(fresh[unit] - 1)
+            held.append(offered + busy)
+            pops.append(popped)
+
+            def word(is_fresh, unit=unit) -> Value:
+                """The instruction, which depends on its place in the program only so far."""
+                waits = ~Value.cast(is_fresh)
+                bits = {
+                    "pop_previous": Const(int(unit in before)),
+                    "pop_next": waits[0] if unit in behind else Const(0),
+                    "push_previous": Const(int(unit in before)),
+                    "push_next": Const(int(unit in behind)),
+                }
+                return Cat(*(bits[name] for name in TOKEN_BITS))
+
+            def tokens_of(value) -> Value:
+                return Cat(*(Value.cast(value)[low] for low in TOKEN_BITS.values()))
+
+            # --- where its instructions are: in hand, on the way there, in the memory -------------
+            occupied, settled, loaded = each["occupied"], each["settled"], each["loaded"]
+            n_committed, in_flight = each["n_committed"], each["n_in_flight"]
+            in_hand = occupied & ~offered
+            is_new = (n_committed + in_hand) < fresh[unit]
+            for name, low in TOKEN_BITS.items():
+                place = list(TOKEN_BITS).index(name)
+                m.d.comb += queue.word[low].eq(word(is_new)[place])
+            hand = word(fresh[unit] != 0)
+            rows = Array(each[f"memory.row_{i}"] for i in range(QUEUE_SLOTS))
+            flights = Array(each[f"flight.row_{i}"] for i in range(MAX_IN_FLIGHT))
+            oldest, newest = each.inner("flight").addresses
+            m.d.comb += [
+                Assert(n_committed <= QUEUE_SLOTS),
+                Assert((each["write_slot"] - each["read_slot"])[:2] == n_committed[:2]),
+                Assert(in_flight <= 1),
+                Assert((newest - oldest)[:2] == in_flight),
+                Assert(~offered | (occupied & settled & loaded)),
+                Assert(~loaded | occupied),
+                Assert(each["step_1"] == (occupied & ~settled)),
+                Assert(each["step_2"] == (occupied & settled & ~loaded)),
+                Assert(~loaded | settled),
+                Assert(~(in_hand & ~settled) | (tokens_of(each["memory.read_data"]) == hand)),
+                Assert(~(in_hand & settled & ~loaded) | (tokens_of(each["arrived_1"]) == hand)),
+                Assert(~(in_hand & loaded) | (tokens_of(each["word_0"]) == hand)),
+                Assert(~offered | (tokens_of(each["word_0"])[2:] == word(1)[2:])),
+                Assert(~busy | (Value.cast(flights[oldest])[:2] == word(1)[2:])),
+            ]
+            for i in range(QUEUE_SLOTS):
+                row = rows[(each["read_slot"] + i)[:2]]
+                expected = word((Const(i, 3) + in_hand) < fresh[unit])
+                m.d.comb += Assert((n_committed <= i) | (tokens_of(row) == expected))
 
         # --- what must hold ------------------------------------------------------------------
+        busy = [queue.busy for queue in queues]
         for writer, reader in ((load, compute), (compute, store)):
             m.d.comb += Assert(~(busy[writer] & busy[reader] & (slot[writer] == slot[reader])))
-        moving = Cat(busy).any() | Cat(pending.values()).any() | Cat(can_begin).any()
-        m.d.comb += Assert(moving)
+        pushing = Cat(*(Cat(queue.push_previous, queue.push_next) for queue in queues))
+        waiting = Cat(*(queue.waiting for queue in queues))
+        m.d.comb += Assert(~waiting.all() | pushing.any())
 
         # --- why it holds: every slot is somewhere, and slots are used in turn ---------------
         for writer, reader in ((load, compute), (compute, store)):
-            full = counts[writer, reader] + pending[writer, reader]
-            empty = counts[reader, writer] + pending[reader, writer] + fresh[writer]
+            full = opened[reader]["previous_tokens.count"] + queues[writer].push_next
+            empty = opened[writer]["next_tokens.count"] + queues[reader].push_previous
+            empty = empty + fresh[writer]
             m.d.comb += [
-                Assert(full + empty + busy[writer] + busy[reader] == N_SLOTS),
-                Assert((slot[writer] ^ slot[reader]) == (full + busy[reader])[0]),
+                Assert(full + empty + held[writer] + held[reader] == N_SLOTS),
+                Assert((slot[writer] ^ slot[reader]) == (full + held[reader])[0]),
             ]
+        for unit, each in enumerate(opened):
+            for side in ("previous", "next"):
+                if unit in {"previous": before, "next": behind}[side]:
+                    count = each[f"{side}_tokens.count"]
+                    available = getattr(queues[unit], f"has_{side}")
+                    m.d.comb += Assert(available == (count != 0))
+            m.d.comb += Assert(~pops[unit] | (each["loaded"] & ~queues[unit].o.valid))
 
         # --- all three at once can happen ----------------------------------------------------
-        m.d.comb += Cover(Cat(busy).all())
-        n_stores = Signal(3)
-        m.d.sync += n_stores.eq(
-            Mux(busy[store] & self.done[store] & (n_stores != 7), n_stores + 1, n_stores)
-        )
-        m.d.comb += Cover(n_stores == 4)
+        m.d.comb += Cover(Cat(*busy).all())
+        stored = Signal()
+        with m.If(queues[store].done):
+            m.d.sync += stored.eq(1)
+        m.d.comb += Cover(stored & busy[load] & (fresh[load] == 0))
         return m
 
 
 def test_tokens_never_deadlock_or_free_a_live_buffer() -> None:
     prove(TokenProof(), depth=2)
-    prove(TokenProof(), mode="cover", depth=40)
 
 
-def test_token_proof_can_fail() -> None:
-    assert refuted(TokenProof(careless=True), mode="bmc", depth=16)
+def test_three_units_work_at_once_in_the_token_proof() -> None:
+    prove(TokenProof(), mode="cover", depth=24)
+
+
+def does_not_wait(m, queue):
+    with m.If(queue.waiting):
+        m.d.sync += queue.o.valid.eq(1)
+
+
+def gives_twice(m, queue):
+    with m.If(queue.push_next & queue.o.valid):
+        m.d.sync += queue.push_next.eq(1)
+
+
+@pytest.mark.parametrize("mistake", [does_not_wait, gives_twice])
+def test_mistakes_of_a_queue_are_found(mistake) -> None:
+    assert refuted(TokenProof(broken(UnitQueue, mistake)), mode="bmc", depth=16)

@@ -4,18 +4,23 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
+import types
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gshw import register_rdl
 from gshw.artefact import EncodedModel, save_model
 from gshw.cli import main
 from gshw.config import load_config
+from gshw.drivers import layers
+from gshw.drivers.simulated import SimulatedStreamAccelerator
 from gshw.errors import GshwError
 from gshw.golden import run_layer
 from gshw.lower import lower_layer
@@ -24,8 +29,8 @@ from gshw.program_model import pack_codes
 from gshw.register_docs import constants
 from gshw.register_map import register_map
 from gshw.top import Top
-from gshw.verilate import verilator_root
-from rtl_gen.emit import generate
+from gshw.verilate import build_library, verilator_root
+from rtl_gen.emit import cached_top_verilog, generate
 from tests.strategies import conv, random_activations, random_layer
 
 TESTS = Path(__file__).resolve().parent
@@ -34,6 +39,7 @@ TOPS = (Top.AXI, Top.STREAM)
 BOTH = {
     "config.toml",
     "driver/example.c",
+    "driver/example.py",
     "driver/gshw.c",
     "driver/gshw.h",
     "fusesoc/testbench.cpp",
@@ -97,7 +103,7 @@ def test_files(generated):
     top, folder = generated
     expected = BOTH | {name.format(top.module_name) for name in OF_TOP}
     if top is Top.AXI:
-        expected |= {"driver/example.py", "vivado/overlay.tcl"}
+        expected |= {"vivado/overlay.tcl"}
     assert names(folder) == expected
     assert (folder / "regs" / "html" / "index.html").is_file()
 
@@ -252,9 +258,9 @@ def test_fusesoc_lint_can_fail(folders, tmp_path):
     assert result.returncode != 0
 
 
-def test_fusesoc_simulation(folders, tmp_path):
-    """Of one top: it is compiled for this alone, and both test benches come from one text."""
-    result = fusesoc(folders[Top.AXI], "sim", tmp_path)
+def test_fusesoc_simulation(generated, tmp_path):
+    _, folder = generated
+    result = fusesoc(folder, "sim", tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     printed = result.stdout + result.stderr
     engine = CONFIG.engine
@@ -376,14 +382,71 @@ def test_vivado_overlay(folders):
 # --- examples ------------------------------------------------------------------------------------
 
 
-def test_python_example_runs(folders, tmp_path):
+def save_layer(folder: Path) -> None:
+    """A model of one layer, ``conv1``."""
     engine = CONFIG.engine
     layer = random_layer(3, engine, 8, conv(engine.channels_per_row, (3, 3)))
-    save_model(tmp_path / "model.safetensors", engine, EncodedModel(layers={layer.name: layer}))
-    example = folders[Top.AXI] / "driver" / "example.py"
-    result = run(sys.executable, example, "model.safetensors", layer.name, "--golden", cwd=tmp_path)
+    named = EncodedModel(layers={"conv1": replace(layer, name="conv1")})
+    save_model(folder / "model.safetensors", engine, named)
+
+
+def run_example(folder: Path, work: Path, *options: str) -> subprocess.CompletedProcess:
+    save_layer(work)
+    script = folder / "driver" / "example.py"
+    return run(sys.executable, script, "model.safetensors", "conv1", *options, cwd=work)
+
+
+def test_python_example_runs(generated, tmp_path):
+    _, folder = generated
+    result = run_example(folder, tmp_path, "--golden")
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout == f"{layer.name}: no cycles, right\n"
+    assert result.stdout == "conv1: no cycles, right\n"
+
+
+def test_python_example_simulates_the_stream(folders, tmp_path):
+    """The Verilog of the package itself."""
+    result = run_example(folders[Top.STREAM], tmp_path, "--simulation")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert re.fullmatch(r"conv1: \d+ cycles, right\n", result.stdout)
+
+
+def test_the_stream_s_python_example_with_a_dma(folders, monkeypatch):
+    """Its accelerator, on registers and a DMA that are the simulation's."""
+    spec = importlib.util.spec_from_file_location(
+        "stream_example", folders[Top.STREAM] / "driver" / "example.py"
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    library = build_library(cached_top_verilog(CONFIG, Top.STREAM), top=Top.STREAM)
+    core = SimulatedStreamAccelerator(CONFIG, library, n_bytes=64)
+    c, handle = core.library.c, core.library.handle
+    closed = []
+    file = types.SimpleNamespace(close=lambda: closed.append(True))
+    monkeypatch.setattr(module, "MappedFile", lambda *_: file)
+    monkeypatch.setattr(module, "MappedRegisters", lambda file: core.library)
+
+    def move(data: bytes, n_bytes: int) -> tuple[bytes, list[int]]:
+        sent = np.frombuffer(data, np.uint8)
+        c.gshw_send(handle, sent.ctypes.data, sent.size)
+        core.step(1_000_000)
+        received = np.zeros(c.gshw_n_received(handle), dtype=np.uint8)
+        ends = np.zeros(c.gshw_n_packets(handle), dtype=np.uint64)
+        c.gshw_receive(handle, received.ctypes.data, ends.ctypes.data)
+        assert received.size == n_bytes
+        return received.tobytes(), ends.astype(int).tolist()
+
+    channels = CONFIG.engine.channels_per_row
+    layer = random_layer(3, CONFIG.engine, 8, conv(channels, (3, 3)))
+    x = random_activations(4, CONFIG.engine, (1, 4, 4, channels))
+    with module.StreamAccelerator(CONFIG, "/dev/uio0", 0) as accelerator:
+        with pytest.raises(SystemExit, match="must drive the system's DMA"):
+            layers.run_layer(accelerator, layer, x)
+        monkeypatch.setattr(module, "move", move)
+        result = layers.run_layer(accelerator, layer, x)
+    assert (result.output == run_layer(CONFIG.engine, layer, x)).all()
+    assert closed == [True]
+    core.close()
 
 
 # --- docs/integration.md -------------------------------------------------------------------------
@@ -412,12 +475,31 @@ def test_the_guide_s_c_program_compiles(folders, tmp_path):
 
 def test_the_guide_s_python_program_runs(folders, tmp_path):
     text = re.findall(r"```python\n(.*?)```", GUIDE, re.S)[0]
-    engine = CONFIG.engine
-    layer = random_layer(3, engine, 8, conv(engine.channels_per_row, (3, 3)))
-    layer = replace(layer, name="conv1")
-    save_model(tmp_path / "model.safetensors", engine, EncodedModel(layers={"conv1": layer}))
+    save_layer(tmp_path)
     (tmp_path / "build").mkdir()
     (tmp_path / "build" / "gshw").symlink_to(folders[Top.AXI])
     result = run(sys.executable, "-c", text, cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == "(1, 1, 1, 8) {}\n"
+
+
+def test_the_guide_s_pynq_program_runs(folders, tmp_path):
+    """On the board, with everything beside the script; pynq is a stand-in on a simulated core."""
+    (text,) = (text for text in re.findall(r"```python\n(.*?)```", GUIDE, re.S) if "Pynq" in text)
+    save_layer(tmp_path)
+    shutil.copy(folders[Top.AXI] / "config.toml", tmp_path)
+    shutil.copy(TESTS / "pynq_stand_in.py", tmp_path / "pynq.py")
+    text += """
+from gshw.golden import run_layer as golden_layer
+print((result.output == golden_layer(config.engine, layer, x)).all(), result.counters["cycles"] > 0)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", text],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(TESTS.parent)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == "True True\n"

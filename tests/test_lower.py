@@ -19,6 +19,8 @@ from gshw.program import Opcode, assemble, disassemble
 from gshw.program_builder import ProgramBuilder
 from gshw.program_model import ProgramModel
 from gshw.transfers import Transfers, merge_loops, split_loops, tensor_layout
+from scripts.bench import overlap_cases
+from scripts.bench_overlap import GOAL, law_of, shares_of, shortcomings
 from tests.strategies import ENGINES, all_engines, conv, random_activations, random_layer
 
 SHAPES = {
@@ -262,3 +264,32 @@ def test_builder_gives_no_token_twice():
     assert third == 5
     engine = ENGINES["direct4"]
     ProgramModel(engine, np.zeros(64, np.uint8)).run(assemble(engine.hash32, program))
+
+
+# --- the goal of the benchmark -------------------------------------------------------------------
+
+
+def test_what_bounds_a_layer_is_busy():
+    """Compute of a layer with reuse, the memory's reads of one without: by the cycle law."""
+    cases = overlap_cases()
+    assert {case.resource for case in cases} == {"compute", "memory read"}
+    for case in cases:
+        shares = shares_of(case.config, law_of(case).counters)
+        assert shares[case.resource] >= GOAL, (case.layer.name, case.config.name, shares)
+
+
+def test_the_benchmark_names_what_is_wrong():
+    row = {
+        "layer": "a",
+        "engine": "b",
+        "resource": "compute",
+        "counters_equal": True,
+        "shares": {"compute": 0.95, "memory read": 0.1},
+    }
+    assert shortcomings(row) == []
+    assert shortcomings(row | {"counters_equal": False}) == [
+        "a on b: the counters differ from the cycle law"
+    ]
+    assert shortcomings(row | {"resource": "memory read"}) == [
+        "a on b: memory read must be busy 95%, not 10.00%"
+    ]

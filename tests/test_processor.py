@@ -23,6 +23,7 @@ from rtl_gen.command import ComputeUnit
 from rtl_gen.crc import Crc32
 from rtl_gen.fetch import CHUNK_INSTRUCTIONS, UNITS, BeatBuffer, Fetch
 from rtl_gen.queue import TOKEN_WIDTH, UnitQueue
+from rtl_gen.supervisor import Supervisor
 
 CYCLE_LIMIT = 20000
 TINY = load_config("tiny").engine
@@ -592,17 +593,46 @@ def test_an_instruction_may_take_its_tokens_while_another_runs():
 
 
 def test_too_many_tokens_are_an_error():
+    for side, other in (("previous", "next"), ("next", "previous")):
+        bench = QueueBench(Unit.COMPUTE)
+
+        async def check(ctx, queue=bench.queue, tick=bench.tick, side=side, other=other):
+            ctx.set(getattr(queue, f"{side}_push"), 1)
+            for count in range(1 << TOKEN_WIDTH):
+                await tick(ctx)
+                lost = ctx.get(getattr(queue, f"overflow_{side}"))
+                assert lost == (count == (1 << TOKEN_WIDTH) - 1)
+                assert not ctx.get(getattr(queue, f"overflow_{other}"))
+
+        simulate(bench.queue, check)
+
+
+def test_tokens_are_seen_and_forgotten():
+    """What is left is shown by side; ``clear`` forgets it, with the token of its cycle."""
     bench = QueueBench(Unit.COMPUTE)
-    lost = []
+    queue = bench.queue
 
     async def check(ctx):
-        ctx.set(bench.queue.previous_push, 1)
-        for count in range(1 << TOKEN_WIDTH):
-            await bench.tick(ctx)
-            lost.append(ctx.get(bench.queue.overflow))
-            assert lost[-1] == (count == (1 << TOKEN_WIDTH) - 1)
+        for _ in range(3):
+            await bench.pulse(ctx, "previous_push")
+            assert ctx.get(queue.has_previous) and not ctx.get(queue.has_next)
+        await bench.pulse(ctx, "next_push")
+        assert ctx.get(queue.has_previous) and ctx.get(queue.has_next)
+        # Two are taken, the third stays.
+        for _ in range(2):
+            await bench.write(ctx, run(pop_previous=True))
+            await bench.tick(ctx, 40)
+            await bench.pulse(ctx, "done")
+        assert len(bench.offered) == 2 and ctx.get(queue.has_previous)
+        ctx.set(queue.next_push, 1)
+        await bench.pulse(ctx, "clear")
+        ctx.set(queue.next_push, 0)
+        assert not ctx.get(queue.has_previous) and not ctx.get(queue.has_next)
+        await bench.write(ctx, run(pop_previous=True))
+        await bench.tick(ctx, 60)
+        assert len(bench.offered) == 2 and ctx.get(queue.waiting)
 
-    simulate(bench.queue, check)
+    simulate(queue, check)
 
 
 def test_a_halted_queue_offers_nothing_new():
@@ -711,6 +741,28 @@ def test_a_number_wider_than_the_engine_is_an_error(name, value):
     simulate(unit, bench)
 
 
+def test_a_bad_run_is_an_error_only_when_those_before_it_are_done():
+    """Until then the instruction in flight is the one that an index would name."""
+    unit = ComputeUnit(config_of(64))
+
+    async def bench(ctx):
+        ctx.set(unit.command.ready, 1)
+        set_instruction(ctx, unit, Instruction(Opcode.RUN, LEGAL))
+        await ctx.tick().repeat(2)
+        ctx.set(unit.command.ready, 0)
+        set_instruction(ctx, unit, Instruction(Opcode.RUN, LEGAL | {"read_base": 1 << 15}))
+        for _ in range(20):
+            await ctx.tick()
+            assert not ctx.get(unit.error) and not ctx.get(unit.instruction.ready)
+        ctx.set(unit.engine_done, 1)
+        await ctx.tick()
+        ctx.set(unit.engine_done, 0)
+        await ctx.tick()
+        assert ctx.get(unit.error) and not ctx.get(unit.command.valid)
+
+    simulate(unit, bench)
+
+
 def test_sync_is_done_after_what_came_before():
     unit = ComputeUnit(config_of(64))
 
@@ -749,3 +801,36 @@ def test_a_halted_compute_unit_starts_nothing():
             assert not ctx.get(unit.command.valid)
 
     simulate(unit, bench)
+
+
+# --- supervisor ----------------------------------------------------------------------------------
+
+
+def test_the_watchdog_bites_after_the_cycles_that_it_says():
+    """Also when the setting is lowered below what has passed already, and never when it is 0."""
+    for before, after, n_passed in ((9, 9, 0), (1000, 9, 300), (0, 40, 0), (0, 40, 100)):
+        supervisor = Supervisor()
+
+        async def bench(ctx, supervisor=supervisor, before=before, after=after, n_passed=n_passed):
+            ctx.set(supervisor.watch, 1)
+            ctx.set(supervisor.watchdog_cycles, before)
+            ctx.set(supervisor.progress, 1)
+            await ctx.tick().repeat(3)
+            ctx.set(supervisor.progress, 0)
+            for _ in range(n_passed):
+                await ctx.tick()
+                assert not ctx.get(supervisor.watchdog)
+            ctx.set(supervisor.watchdog_cycles, after)
+            waited = 0
+            while not ctx.get(supervisor.watchdog):
+                await ctx.tick()
+                waited += 1
+                assert waited < 100
+            late = (1 if before else 2) if n_passed > after else after + 2
+            assert waited == late, (before, after, n_passed)
+            ctx.set(supervisor.watchdog_cycles, 0)
+            for _ in range(100):
+                await ctx.tick()
+            assert not ctx.get(supervisor.watchdog)
+
+        simulate(supervisor, bench)

@@ -13,6 +13,7 @@ from gshw.golden import run_layer as golden_layer
 from gshw.image import LayerImage
 from gshw.plan import Plan
 from gshw.program import INSTRUCTION_BYTES, Instruction, Opcode, Unit, assemble
+from gshw.registers import PROGRAM_COUNTERS, WIDE_COUNTERS
 from gshw.top import Top
 from rtl_gen.emit import cached_top_verilog
 from rtl_gen.queue import UnitQueue
@@ -255,11 +256,16 @@ def test_auto_restart_runs_until_it_is_switched_off(axi_core, job):
         axi_core.memory[OUTPUT - BASE :] = 0xA5
         assert axi_core.acknowledge() == (True, False)
         assert axi_core.read("status", "busy")
+        assert not axi_core.read("control", "done"), "the next one runs already"
     axi_core.write("control", auto_restart=0)
     axi_core.run()
     axi_core.acknowledge()
-    assert not axi_core.read("status", "busy")
+    assert not axi_core.read("status", "busy") and axi_core.read("control", "done")
     check_output(axi_core, job)
+    # Nothing of a program is counted to the one after it.
+    again = all_counters(axi_core)
+    run_well(axi_core, job)
+    assert all_counters(axi_core) == again
 
 
 # --- faults --------------------------------------------------------------------------------------
@@ -298,32 +304,64 @@ def endless_loop_of_nothing(job: Job) -> bytes:
     return assemble(ENGINE.hash32, [Instruction(Opcode.SYNC, {}, pop_previous=True)] * 20)
 
 
+def with_token(number: int, name: str):
+    """The program in which an instruction gives a token to nobody, or waits for one of nobody."""
+    return lambda job: changed(job, number, tokens={name: True})
+
+
+def wide_run_behind_another(job: Job) -> bytes:
+    """It is refused while the one before it runs."""
+    first, store = job.instructions[4:]
+    wide = Instruction(Opcode.RUN, {**first.values, "group_base": ENGINE.group_buffer_depth})
+    return assemble(ENGINE.hash32, [*job.instructions[:4], first, wide, store])
+
+
 FAULTS = {
-    "header": (lambda job: flipped(job, 20), 0),
-    "config_hash": (foreign, 0),
-    "instruction": (lambda job: flipped(job, 3 * INSTRUCTION_BYTES + 30), 3),
-    "tokens": (many_tokens, None),
-    "load": (lambda job: changed(job, 1, target=ENGINE.bank_depth - 3), 2),
-    "store": (lambda job: changed(job, 5, column=1), 6),
-    "command": (lambda job: changed(job, 4, n_groups=ENGINE.group_buffer_depth + 1), 5),
-    "address": (lambda job: changed(job, 4, read_base=ENGINE.bank_depth - 1), 5),
-    "deadlock": (lambda job: changed(job, 3, tokens={"push_next": False}), None),
+    "header": ("header", lambda job: flipped(job, 20), 0),
+    "config_hash": ("config_hash", foreign, 0),
+    "instruction": ("instruction", lambda job: flipped(job, 3 * INSTRUCTION_BYTES + 30), 3),
+    "tokens lost": ("tokens", many_tokens, 256),
+    "token left by load": ("tokens", with_token(2, "push_next"), 4),
+    "token left by compute": ("tokens", with_token(4, "push_previous"), 5),
+    "token left by store": ("tokens", with_token(5, "push_previous"), 6),
+    "load": ("load", lambda job: changed(job, 1, target=ENGINE.bank_depth - 3), 2),
+    "store": ("store", lambda job: changed(job, 5, column=1), 6),
+    "command": (
+        "command",
+        lambda job: changed(job, 4, n_groups=ENGINE.group_buffer_depth + 1),
+        5,
+    ),
+    "too wide": ("command", lambda job: changed(job, 4, group_base=ENGINE.group_buffer_depth), 5),
+    "too wide behind another": ("command", wide_run_behind_another, 6),
+    "address": ("address", lambda job: changed(job, 4, read_base=ENGINE.bank_depth - 1), 5),
+    "compute waits": ("deadlock", lambda job: changed(job, 3, tokens={"push_next": False}), 5),
+    "load waits": ("deadlock", with_token(2, "pop_next"), 3),
+    "store waits": ("deadlock", lambda job: changed(job, 4, tokens={"push_next": False}), 6),
+    "all wait": ("deadlock", endless_loop_of_nothing, 1),
 }
+"""Program -> error, how it is made, index of the instruction that is named."""
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_a_bad_program_is_stopped_and_the_next_one_runs(axi_core, job, name):
-    make, index = FAULTS[name]
+def all_counters(core: AxiHarness) -> list[int]:
+    return [core.counter(name) for name in (*WIDE_COUNTERS, *PROGRAM_COUNTERS)]
+
+
+@pytest.mark.parametrize("what", FAULTS)
+def test_a_bad_program_is_stopped_and_the_next_one_runs(axi_core, job, what):
+    name, make, index = FAULTS[what]
     prepare(axi_core, job, make(job))
     axi_core.start()
     axi_core.run()
     assert axi_core.acknowledge() == (False, True)
     assert axi_core.errors == [name]
-    code, found = axi_core.first_error
-    assert code == name
-    assert index is None or found == index
+    assert axi_core.first_error == (name, index)
     axi_core.run(300)
     assert axi_core.read("status", "halted") and not axi_core.read("status", "busy")
+    for unit in ("fetch", "load", "compute", "store"):
+        assert not axi_core.read("status", f"{unit}_busy")
+    counters = all_counters(axi_core)
+    axi_core.run(500)
+    assert all_counters(axi_core) == counters
     assert axi_core.read("control", "idle") and not axi_core.read("control", "ready")
     axi_core.start()
     axi_core.run(300)
@@ -333,11 +371,20 @@ def test_a_bad_program_is_stopped_and_the_next_one_runs(axi_core, job, name):
     run_well(axi_core, job)
 
 
-def test_a_too_wide_run_is_refused(axi_core, job):
-    prepare(axi_core, job, changed(job, 4, group_base=ENGINE.group_buffer_depth))
+def test_a_token_that_was_left_does_not_reach_the_next_program(axi_core, job):
+    """Without the reset nothing starts; after it, who waits for the token waits for ever."""
+    give = [Instruction(Opcode.SYNC, {}, push_next=True)]
+    prepare(axi_core, job, assemble(ENGINE.hash32, give))
     axi_core.start()
     axi_core.run()
-    assert axi_core.first_error == ("command", 5)
+    assert axi_core.acknowledge() == (False, True) and axi_core.first_error == ("tokens", 1)
+    assert not axi_core.read("control", "done") and not axi_core.read("control", "ready")
+    axi_core.soft_reset()
+    wait = [Instruction(Opcode.STORE, {"address": OUTPUT, "run_bytes": 1}, pop_previous=True)]
+    prepare(axi_core, job, assemble(ENGINE.hash32, wait))
+    axi_core.start()
+    axi_core.run()
+    assert axi_core.first_error == ("deadlock", 1)
     axi_core.soft_reset()
     run_well(axi_core, job)
 
@@ -349,7 +396,12 @@ def first_address(core: AxiHarness) -> int:
 
 @pytest.mark.parametrize(
     ("where", "name", "index"),
-    [(PROGRAM + 64, "read_bus", None), (INPUT + 50, "read_bus", 2), (OUTPUT + 30, "write_bus", 6)],
+    [
+        # Fetch waits for the first instruction, so that is what it has in hand.
+        (PROGRAM + 64, "read_bus", 1),
+        (INPUT + 50, "read_bus", 2),
+        (OUTPUT + 30, "write_bus", 6),
+    ],
 )
 @pytest.mark.parametrize("pause", [0, 100])
 def test_a_bus_error_is_reported_with_its_burst(axi_core, job, where, name, index, pause):
@@ -358,34 +410,64 @@ def test_a_bus_error_is_reported_with_its_burst(axi_core, job, where, name, inde
     axi_core.start()
     axi_core.run()
     assert axi_core.acknowledge() == (False, True)
-    code, found = axi_core.first_error
-    assert name in axi_core.errors and code == name
-    assert index is None or found == index
+    assert name in axi_core.errors and axi_core.first_error == (name, index)
     assert 0 <= where - first_address(axi_core) < 16 * CONFIG.bus.data_bytes
     axi_core.soft_reset()
     run_well(axi_core, job)
 
 
 @pytest.mark.parametrize(
-    ("first", "last", "name", "where"),
+    ("first", "last", "name", "where", "index"),
     [
-        (GROUPS, BASE + 0xFFFFF, "read_range", INPUT),
-        (BASE, PROGRAM + 63, "read_range", PROGRAM + 64),
-        (BASE, OUTPUT, "write_range", OUTPUT),
+        (GROUPS, BASE + 0xFFFFF, "read_range", INPUT, 2),
+        (BASE, PROGRAM + 63, "read_range", PROGRAM + 64, 1),
+        (BASE, OUTPUT, "write_range", OUTPUT, 6),
     ],
 )
-def test_outside_the_window_nothing_is_touched(axi_core, job, first, last, name, where):
+def test_outside_the_window_nothing_is_touched(axi_core, job, first, last, name, where, index):
     prepare(axi_core, job)
     axi_core.write_wide("window_first", first)
     axi_core.write_wide("window_last", last)
     axi_core.start()
     axi_core.run()
-    assert axi_core.first_error[0] == name
+    assert axi_core.first_error == (name, index)
     beat = CONFIG.bus.data_bytes
     assert first_address(axi_core) // beat == where // beat
     axi_core.run(300)
     assert (axi_core.memory[OUTPUT - BASE :] == 0xA5).all()
     axi_core.soft_reset()
+    run_well(axi_core, job)
+
+
+def test_a_failed_read_of_instructions_is_not_blamed_on_a_load(axi_core, job):
+    """Fetch reads the rest of the program while the load, slow and early, is in flight."""
+    slow, rest = job.instructions[1], [Instruction(Opcode.SYNC, {})] * 12
+    slow = Instruction(slow.opcode, {**slow.values, "count_1": 400})
+    last = PROGRAM + (1 + len(rest)) * INSTRUCTION_BYTES
+    prepare(axi_core, job, assemble(ENGINE.hash32, [slow, *rest]))
+    axi_core.settings(fault=(last, last))
+    axi_core.start()
+    assert axi_core.run() < 3000, "the load is at work for much longer"
+    name, index = axi_core.first_error
+    assert name == "read_bus" and 0 <= last - first_address(axi_core) < 4 * INSTRUCTION_BYTES
+    assert len(rest) + 1 - 7 <= index <= len(rest) + 1
+    axi_core.soft_reset()
+    run_well(axi_core, job)
+
+
+def test_the_watchdog_names_who_works(axi_core, job):
+    """The load's data do not come."""
+    prepare(axi_core, job)
+    axi_core.write("watchdog_cycles", value=400)
+    axi_core.start()
+    # The header's read is answered, then everything is late.
+    while axi_core.counter("load_busy") < 60:
+        axi_core.run(20)
+    axi_core.settings(latency=5000)
+    axi_core.run()
+    assert axi_core.first_error[0] == "watchdog"
+    assert axi_core.first_error[1] in (2, 3, 4), "a load"
+    axi_core.soft_reset(limit=20000)
     run_well(axi_core, job)
 
 
@@ -395,7 +477,8 @@ def test_the_watchdog_ends_a_wait_for_memory(axi_core, job):
     axi_core.write("watchdog_cycles", value=400)
     axi_core.start()
     waited = axi_core.run()
-    assert axi_core.first_error[0] == "watchdog" and 400 < waited < 450
+    # Fetch waits for the header, and no unit has anything to do.
+    assert axi_core.first_error == ("watchdog", 0) and 400 < waited < 450
     # The bus is not quiet yet, and a reset waits for it.
     assert not axi_core.read("control", "idle")
     axi_core.soft_reset(limit=20000)

@@ -61,15 +61,19 @@ class Accelerator(ABC):
     ----------
     config
         What the core was generated from.
+    memory
+        Where programs and their data lie.
     """
 
-    memory_base: int = 0
-    """Address of the first byte of the memory; programs may lie from there on."""
-
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, memory: "CoreMemory") -> None:
         self.config = config
+        self.memory = memory
 
-    @abstractmethod
+    @property
+    def memory_base(self) -> int:
+        """Address of the first byte of the memory; programs may lie from there on."""
+        return self.memory.base
+
     def write_memory(self, address: int, data: bytes | NDArray[np.uint8]) -> None:
         """Put bytes where the core can read them.
 
@@ -78,16 +82,17 @@ class Accelerator(ABC):
         GshwError
             When they do not lie in the memory.
         """
+        self.memory.write(address, data)
 
-    @abstractmethod
     def read_memory(self, address: int, n_bytes: int) -> NDArray[np.uint8]:
         """Bytes of the memory, a copy."""
+        return self.memory.read(address, n_bytes)
 
     @abstractmethod
     def run(self, address: int) -> ProgramRun:
         """Run the program whose header lies at ``address`` to its end.
 
-        After an error the core has been reset: the next program runs.
+        After an error or an interrupt the core has been reset: the next program runs.
 
         Raises
         ------
@@ -113,22 +118,29 @@ class Accelerator(ABC):
         self.close()
 
 
-class HostMemory:
+class CoreMemory:
     """Memory of the core as an array of this process.
 
     Parameters
     ----------
-    n_bytes
+    data
         Its bytes.
     base
-        The core's address of its first byte.
+        The core's address of the first one.
     """
 
-    def __init__(self, n_bytes: int, base: int = 0) -> None:
+    def __init__(self, data: NDArray[np.uint8], base: int) -> None:
         self.base = base
-        self.data = np.zeros(n_bytes, dtype=np.uint8)
+        self.data = data
 
-    def _start(self, address: int, n_bytes: int) -> int:
+    def require(self, address: int, n_bytes: int) -> int:
+        """Where these bytes lie in ``data``.
+
+        Raises
+        ------
+        GshwError
+            When they do not lie in the memory.
+        """
         start = address - self.base
         if start < 0 or start + n_bytes > self.data.size:
             raise GshwError(
@@ -139,9 +151,28 @@ class HostMemory:
 
     def write(self, address: int, data: bytes | NDArray[np.uint8]) -> None:
         raw = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else data.reshape(-1)
-        start = self._start(address, raw.size)
+        start = self.require(address, raw.size)
         self.data[start : start + raw.size] = raw
 
     def read(self, address: int, n_bytes: int) -> NDArray[np.uint8]:
-        start = self._start(address, n_bytes)
+        start = self.require(address, n_bytes)
         return self.data[start : start + n_bytes].copy()
+
+    def release(self) -> None:
+        """Let go of the bytes."""
+        self.data = np.zeros(0, dtype=np.uint8)
+
+
+class HostMemory(CoreMemory):
+    """A :class:`CoreMemory` of its own, all 0.
+
+    Parameters
+    ----------
+    n_bytes
+        Its bytes.
+    base
+        The core's address of its first byte.
+    """
+
+    def __init__(self, n_bytes: int, base: int = 0) -> None:
+        super().__init__(np.zeros(n_bytes, dtype=np.uint8), base)

@@ -1,11 +1,12 @@
 """The registers' side of a driver: identity, start, wait, errors, counters."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from gshw.config import Config
-from gshw.drivers.accelerator import ProgramError, ProgramRun
+from gshw.drivers.accelerator import CoreMemory, ProgramError, ProgramRun
 from gshw.errors import GshwError
 from gshw.register_map import register_map
 from gshw.registers import (
@@ -48,6 +49,7 @@ class Control:
 
     def __init__(self, port: RegisterPort, config: Config, top: Top) -> None:
         self._port = port
+        self._address_width = config.bus.address_width
         self._map = register_map(config, top)
         for name in ("magic", "version", "config_hash", "features"):
             self._check_constant(self._map[name])
@@ -94,12 +96,62 @@ class Control:
         """
         self.write("control", soft_reset=1)
         for _ in range(RESET_POLLS):
-            if self.read("control", "ready"):
+            if self.ready:
                 return
         raise GshwError("the core does not become ready after a soft reset: its bus hangs")
 
+    def set_window(self, memory: CoreMemory) -> None:
+        """Let the core touch this memory and nothing else, until a hard reset.
+
+        Raises
+        ------
+        GshwError
+            When the bus does not reach all of it.
+        """
+        last = memory.base + memory.data.size - 1
+        if memory.base < 0 or last >> self._address_width:
+            raise GshwError(
+                f"the core's memory must lie within the bus's {self._address_width} address bits, "
+                f"not at 0x{memory.base:x} to 0x{last:x}"
+            )
+        self.write_address("window_first", memory.base)
+        self.write_address("window_last", last)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a start would be taken."""
+        return bool(self.read("control", "ready"))
+
+    def make_ready(self) -> None:
+        """Reset the core if a program was left in it; see :meth:`reset`."""
+        if not self.ready:
+            self.reset()
+
+    @contextmanager
+    def running(self, address: int) -> Iterator[None]:
+        """Run the body on a started program; however the body fails, the core is reset."""
+        self.make_ready()
+        try:
+            self.start(address)
+            yield
+        except BaseException:
+            # What happened first is told; a core that stays stuck is told by the next run.
+            with suppress(GshwError):
+                self.reset()
+            raise
+
     def start(self, address: int) -> None:
-        """Start the program at ``address``, with interrupts for its end."""
+        """Start the program at ``address``, with interrupts for its end.
+
+        Raises
+        ------
+        GshwError
+            When the core would not take it.
+        """
+        if not self.ready:
+            raise GshwError(
+                "the core must be ready for a start: a program runs, or an error was not reset"
+            )
         if "program_address_low" in self._map:
             self.write_address("program_address", address)
         self.write("interrupt_status", done=1, error=1)

@@ -35,13 +35,15 @@ def run_program(
     Raises
     ------
     GshwError
-        For activations of another shape or range, or when the core stops.
+        For activations of another shape or range, a memory that does not hold all of the program's
+        data, or when the core stops.
     """
+    layout = program.output_layout
+    accelerator.memory.require(layout.address, layout.n_bytes)
     for segment in program.segments:
         accelerator.write_memory(segment.address, segment.data)
     accelerator.write_memory(program.input_layout.address, program.input_bytes(activations))
     run = accelerator.run(program.program_address)
-    layout = program.output_layout
     data = accelerator.read_memory(layout.address, layout.n_bytes)
     return AcceleratedLayer(output=program.output_codes(data), counters=run.counters)
 

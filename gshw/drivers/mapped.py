@@ -4,13 +4,15 @@ import contextlib
 import mmap
 import os
 import select
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gshw.config import Config
-from gshw.drivers.accelerator import Accelerator, ProgramRun
+from gshw.drivers.accelerator import Accelerator, CoreMemory, ProgramRun
 from gshw.drivers.control import Control, RegisterPort
 from gshw.errors import GshwError
 from gshw.register_map import ADDRESS_WIDTH
@@ -40,6 +42,11 @@ class MappedFile:
         if offset % mmap.PAGESIZE:
             raise GshwError(
                 f"{path}: the offset must be a multiple of {mmap.PAGESIZE}, not 0x{offset:x}"
+            )
+        if not 0 < n_bytes <= sys.maxsize - offset:
+            raise GshwError(
+                f"{path}: must be mapped from 1 byte on and below 0x{sys.maxsize:x}, not "
+                f"{n_bytes} bytes at 0x{offset:x}"
             )
         flags = os.O_RDWR | getattr(os, "O_SYNC", 0)
         try:
@@ -90,11 +97,23 @@ class UioInterrupt:
     """
 
     def __init__(self, file: MappedFile) -> None:
+        self._path = file.path
         self._descriptor = file.descriptor
 
     def wait(self, timeout_s: float) -> bool:
-        """Unmask, and block until an interrupt; False when none came in time."""
-        os.write(self._descriptor, np.uint32(1).tobytes())
+        """Unmask, and block until an interrupt; False when none came in time.
+
+        Raises
+        ------
+        GshwError
+            When the device has none.
+        """
+        try:
+            os.write(self._descriptor, np.uint32(1).tobytes())
+        except OSError as error:
+            raise GshwError(
+                f"{self._path}: must have an interrupt, and has none: {error.strerror}"
+            ) from None
         ready, _, _ = select.select([self._descriptor], [], [], timeout_s)
         if ready:
             os.read(self._descriptor, 4)
@@ -103,6 +122,8 @@ class UioInterrupt:
 
 class MappedAccelerator(Accelerator):
     """``gshw_axi`` reached through mapped registers and mapped memory.
+
+    The core can touch this memory only: its window is set to it.
 
     Parameters
     ----------
@@ -121,6 +142,11 @@ class MappedAccelerator(Accelerator):
         Longest time of a program.
     close
         Called by :meth:`close`.
+
+    Raises
+    ------
+    GshwError
+        When no core for this config answers, or its bus does not reach the memory.
     """
 
     def __init__(
@@ -132,40 +158,23 @@ class MappedAccelerator(Accelerator):
         *,
         interrupt: UioInterrupt | None = None,
         timeout_s: float = 60.0,
-        close=None,
+        close: Callable[[], object] | None = None,
     ) -> None:
-        super().__init__(config)
-        self._memory = memory
-        self.memory_base = base
+        super().__init__(config, CoreMemory(memory, base))
         self._interrupt = interrupt
         self._timeout_s = timeout_s
         self._close = close
         self.control = Control(registers, config, Top.AXI)
-
-    def _part(self, address: int, n_bytes: int) -> NDArray[np.uint8]:
-        start = address - self.memory_base
-        if start < 0 or start + n_bytes > self._memory.size:
-            raise GshwError(
-                f"address 0x{address:x}: {n_bytes} bytes do not lie in the core's memory, "
-                f"0x{self.memory_base:x} to 0x{self.memory_base + self._memory.size - 1:x}"
-            )
-        return self._memory[start : start + n_bytes]
-
-    def write_memory(self, address: int, data: bytes | NDArray[np.uint8]) -> None:
-        raw = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else data.reshape(-1)
-        self._part(address, raw.size)[:] = raw
-
-    def read_memory(self, address: int, n_bytes: int) -> NDArray[np.uint8]:
-        return self._part(address, n_bytes).copy()
+        self.control.set_window(self.memory)
 
     def run(self, address: int) -> ProgramRun:
-        self.control.start(address)
         pause = None if self._interrupt is None else self._interrupt.wait
-        self.control.wait(self._timeout_s, pause)
-        return self.control.result()
+        with self.control.running(address):
+            self.control.wait(self._timeout_s, pause)
+            return self.control.result()
 
     def close(self) -> None:
-        self._memory = np.zeros(0, dtype=np.uint8)
+        self.memory.release()
         if self._close is not None:
             self._close()
             self._close = None
@@ -220,6 +229,6 @@ def open_mapped(
             timeout_s=timeout_s,
             close=close,
         )
-    except GshwError:
+    except BaseException:
         close()
         raise

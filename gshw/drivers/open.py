@@ -1,18 +1,20 @@
 """Back ends by name: what ``gshw run --device`` takes."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from gshw.config import Config
 from gshw.drivers.accelerator import Accelerator
 from gshw.errors import GshwError
 from gshw.top import Top
+from gshw.uart_protocol import DEFAULT_BAUD
 
 SPECS = {
     "golden": "the software model",
     "sim": "gshw_axi, compiled, with a memory model",
     "sim-stream": "gshw_stream, compiled",
     "sim-uart": "gshw_uart, compiled, at the end of a pseudo-terminal",
-    "uart:PORT[:BAUD]": "gshw_uart behind a serial port such as /dev/ttyUSB0 (115200)",
+    "uart:PORT[:BAUD]": f"gshw_uart behind a serial port such as /dev/ttyUSB0 ({DEFAULT_BAUD})",
     "mem:REGISTERS,MEMORY,BYTES": "gshw_axi through /dev/mem: physical addresses, and a size",
     "uio:PORT,FILE,MEMORY,BYTES": "gshw_axi through /dev/uioN, and FILE (such as /dev/udmabuf0) "
     "that holds the memory at address MEMORY",
@@ -38,14 +40,18 @@ def _parts(spec: str, rest: str, form: str) -> list[str]:
 
 
 def _open_uart(spec: str, rest: str, config: Config) -> Accelerator:
-    from gshw.drivers.uart import DEFAULT_BAUD, UartAccelerator
+    from gshw.drivers.uart import UartAccelerator
 
-    path, _, baud = rest.rpartition(":")
-    if not path:
-        path, baud = rest, str(DEFAULT_BAUD)
-    if not path:
-        raise GshwError(f"device {spec}: must have the form uart:PORT[:BAUD]")
-    return UartAccelerator(config, path, baud=_number(spec, "BAUD", baud))
+    # Names below /dev/serial/by-path have colons of their own.
+    before, _, last = rest.rpartition(":")
+    has_baud = bool(before) and last.isdecimal() and not Path(rest).exists()
+    path, baud = (before, int(last)) if has_baud else (rest, DEFAULT_BAUD)
+    if not path or (":" in path and not Path(path).exists()):
+        raise GshwError(
+            f"device {spec}: must have the form uart:PORT[:BAUD], such as "
+            f"uart:/dev/ttyUSB0:{DEFAULT_BAUD}, with a PORT that exists"
+        )
+    return UartAccelerator(config, path, baud=baud)
 
 
 def _open_mem(spec: str, rest: str, config: Config) -> Accelerator:

@@ -3,13 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gshw.config import Config
-from gshw.drivers.accelerator import Accelerator, ProgramRun
-from gshw.drivers.control import Control
+from gshw.drivers.accelerator import ProgramRun
+from gshw.drivers.mapped import MappedAccelerator
 from gshw.errors import GshwError
-from gshw.top import Top
 
 
 class _OverlayRegisters:
@@ -25,8 +23,8 @@ class _OverlayRegisters:
         self._ip.write(offset, value)
 
 
-class PynqAccelerator(Accelerator):
-    """``gshw_axi`` in an overlay, with one contiguous buffer as its memory.
+class PynqAccelerator(MappedAccelerator):
+    """``gshw_axi`` in an overlay, with one contiguous buffer as its memory and window.
 
     The buffer's place is known only here: lower programs for ``memory_base``.
 
@@ -69,44 +67,25 @@ class PynqAccelerator(Accelerator):
             raise GshwError(
                 "the PYNQ back end needs pynq: pip install pynq, on the board"
             ) from None
-        super().__init__(config)
         overlay = pynq.Overlay(str(bitstream))
         if not hasattr(overlay, ip):
             raise GshwError(f"{bitstream}: the overlay has no IP {ip!r}")
         self._buffer = pynq.allocate(shape=(n_bytes,), dtype=np.uint8)
-        self._timeout_s = timeout_s
-        self.memory_base = int(self._buffer.device_address)
         try:
-            self.control = Control(_OverlayRegisters(getattr(overlay, ip)), config, Top.AXI)
-        except GshwError:
+            super().__init__(
+                config,
+                _OverlayRegisters(getattr(overlay, ip)),
+                np.asarray(self._buffer),
+                int(self._buffer.device_address),
+                timeout_s=timeout_s,
+                close=self._buffer.freebuffer,
+            )
+        except BaseException:
             self._buffer.freebuffer()
             raise
 
-    def _start(self, address: int, n_bytes: int) -> int:
-        start = address - self.memory_base
-        if start < 0 or start + n_bytes > self._buffer.size:
-            raise GshwError(
-                f"address 0x{address:x}: {n_bytes} bytes do not lie in the buffer, "
-                f"0x{self.memory_base:x} to 0x{self.memory_base + self._buffer.size - 1:x}"
-            )
-        return start
-
-    def write_memory(self, address: int, data: bytes | NDArray[np.uint8]) -> None:
-        raw = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else data.reshape(-1)
-        start = self._start(address, raw.size)
-        self._buffer[start : start + raw.size] = raw
-
-    def read_memory(self, address: int, n_bytes: int) -> NDArray[np.uint8]:
-        start = self._start(address, n_bytes)
-        return np.array(self._buffer[start : start + n_bytes])
-
     def run(self, address: int) -> ProgramRun:
         self._buffer.flush()
-        self.control.start(address)
-        self.control.wait(self._timeout_s)
-        run = self.control.result()
+        run = super().run(address)
         self._buffer.invalidate()
         return run
-
-    def close(self) -> None:
-        self._buffer.freebuffer()

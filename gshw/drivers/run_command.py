@@ -5,6 +5,7 @@ import io
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,7 @@ from gshw.config import Config
 from gshw.drivers.layers import run_layer
 from gshw.drivers.open import open_accelerator
 from gshw.encoding import EncodedLayer
-from gshw.errors import GshwError
-from gshw.files import write_atomically
+from gshw.files import check_output_file, write_atomically
 from gshw.report import print_wide, write_record
 from gshw.simulate import chain_input, random_activations
 from gshw.top import Top
@@ -70,6 +70,8 @@ def run_command(
     GshwError
         For bad input, layers that do not follow each other, and a device that fails.
     """
+    check_output_file(arguments.output)
+    check_output_file(arguments.json)
     first = next(iter(layers.values()))
     # Bad input is refused before the device is opened, which may take a while.
     codes = _first_input(arguments, config, first, given)
@@ -105,9 +107,7 @@ def run_command(
     return all(row["match"] is not False for row in rows)
 
 
-def _save(path, codes: NDArray) -> None:
-    if not path.parent.is_dir():
-        raise GshwError(f"{path}: cannot be written: no such folder")
+def _save(path: Path, codes: NDArray) -> None:
     text = io.BytesIO()
     np.save(text, codes)
     write_atomically(path, text.getvalue())

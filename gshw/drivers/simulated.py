@@ -5,7 +5,6 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gshw.config import Config
 from gshw.drivers.accelerator import Accelerator, HostMemory, ProgramRun
@@ -99,13 +98,10 @@ class _Library:
 
 
 class _Simulated(Accelerator):
-    """What both simulated tops share; the memory must be there before."""
+    """What both simulated tops share."""
 
-    memory: HostMemory
-
-    def __init__(self, config: Config, library: _Library, top: Top) -> None:
-        super().__init__(config)
-        self.memory_base = self.memory.base
+    def __init__(self, config: Config, memory: HostMemory, library: _Library, top: Top) -> None:
+        super().__init__(config, memory)
         self.library = library
         try:
             self.control = Control(library, config, top)
@@ -132,7 +128,6 @@ class _Simulated(Accelerator):
     def _finish(self, limit: int) -> ProgramRun:
         self.step(limit)
         if not self.library.c.gshw_interrupt(self.library.handle):
-            self.control.reset()
             raise GshwError(f"the program did not end within {limit} cycles")
         return self.control.result()
 
@@ -170,12 +165,12 @@ class SimulatedAccelerator(_Simulated):
         seed: int = 0,
         cycle_limit: int = _CYCLE_LIMIT,
     ) -> None:
-        self.memory = HostMemory(n_bytes, base)
+        memory = HostMemory(n_bytes, base)
         self._limit = cycle_limit
         opened = _Library(
             library,
             str(waves).encode() if waves else None,
-            _VOID(self.memory.data.ctypes.data),
+            _VOID(memory.data.ctypes.data),
             _U64(base),
             _U64(n_bytes),
         )
@@ -183,7 +178,7 @@ class SimulatedAccelerator(_Simulated):
         opened.c.gshw_traffic.argtypes = [_VOID, _VOID]
         self.library = opened
         self.set_model(model, seed)
-        super().__init__(config, opened, Top.AXI)
+        super().__init__(config, memory, opened, Top.AXI)
 
     def set_model(self, model: MemoryModel, seed: int = 0) -> None:
         """Change the memory's timing and faults."""
@@ -192,19 +187,14 @@ class SimulatedAccelerator(_Simulated):
 
     @property
     def traffic(self) -> Traffic:
+        """What the memory saw so far."""
         values = np.zeros(5, dtype=np.uint64)
         self.library.c.gshw_traffic(self.library.handle, values.ctypes.data)
         return Traffic(**dict(zip(Traffic.__dataclass_fields__, map(int, values))))
 
-    def write_memory(self, address: int, data: bytes | NDArray[np.uint8]) -> None:
-        self.memory.write(address, data)
-
-    def read_memory(self, address: int, n_bytes: int) -> NDArray[np.uint8]:
-        return self.memory.read(address, n_bytes)
-
     def run(self, address: int) -> ProgramRun:
-        self.control.start(address)
-        return self._finish(self._limit)
+        with self.control.running(address):
+            return self._finish(self._limit)
 
 
 class SimulatedStreamAccelerator(_Simulated):
@@ -234,7 +224,6 @@ class SimulatedStreamAccelerator(_Simulated):
         seed: int = 0,
         cycle_limit: int = _CYCLE_LIMIT,
     ) -> None:
-        self.memory = HostMemory(n_bytes, base)
         self._limit = cycle_limit
         opened = _Library(library, str(waves).encode() if waves else None)
         for name, arguments, result in (
@@ -249,18 +238,14 @@ class SimulatedStreamAccelerator(_Simulated):
             function.argtypes = [_VOID, *arguments]
             function.restype = result
         opened.c.gshw_pause(opened.handle, pause, seed)
-        super().__init__(config, opened, Top.STREAM)
-
-    def write_memory(self, address: int, data: bytes | NDArray[np.uint8]) -> None:
-        self.memory.write(address, data)
-
-    def read_memory(self, address: int, n_bytes: int) -> NDArray[np.uint8]:
-        return self.memory.read(address, n_bytes)
+        super().__init__(config, HostMemory(n_bytes, base), opened, Top.STREAM)
 
     def run(self, address: int) -> ProgramRun:
         c, handle = self.library.c, self.library.handle
         form = StreamForm(self.config, self.memory, address)
         sent = np.frombuffer(form.to_core, np.uint8)
+        # A core is not ready at once after a hard reset.
+        self.control.make_ready()
         c.gshw_send(handle, sent.ctypes.data, sent.size)
         try:
             self.control.start(0)

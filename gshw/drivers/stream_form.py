@@ -3,6 +3,8 @@
 ``docs/program.md``, section "On a stream", is the specification.
 """
 
+from itertools import accumulate
+
 from gshw.config import Config
 from gshw.drivers.accelerator import HostMemory
 from gshw.errors import GshwError
@@ -36,6 +38,8 @@ class StreamForm:
         Bytes to send, whole beats.
     n_from_core
         Bytes that come back, whole beats.
+    packet_ends
+        Where in them each packet ends.
 
     Raises
     ------
@@ -62,7 +66,8 @@ class StreamForm:
             elif instruction.opcode is Opcode.STORE:
                 self._stores.append(instruction)
         self.to_core = b"".join(parts)
-        self.n_from_core = sum(self._packet_bytes(store) for store in self._stores)
+        self.packet_ends = list(accumulate(map(self._packet_bytes, self._stores)))
+        self.n_from_core = self.packet_ends[-1] if self.packet_ends else 0
 
     def _padded(self, n_bytes: int) -> int:
         return -(-n_bytes // self._beat) * self._beat
@@ -85,14 +90,10 @@ class StreamForm:
         GshwError
             When it is not what the program stores.
         """
-        expected, end = [], 0
-        for store in self._stores:
-            end += self._packet_bytes(store)
-            expected.append(end)
-        if packet_ends != expected or len(received) != end:
+        if packet_ends != self.packet_ends or len(received) != self.n_from_core:
             raise GshwError(
                 f"the core sent {len(received)} bytes in {len(packet_ends)} packets; the program "
-                f"stores {end} in {len(expected)}"
+                f"stores {self.n_from_core} in {len(self.packet_ends)}"
             )
         position = 0
         for store in self._stores:

@@ -2,11 +2,9 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from gshw.config import Config
 from gshw.drivers.accelerator import Accelerator, HostMemory, ProgramRun
@@ -17,6 +15,7 @@ from gshw.errors import GshwError
 from gshw.top import Top
 from gshw.uart_protocol import (
     ALTERNATE,
+    DEFAULT_BAUD,
     N_DROPPED,
     POSITIONS,
     PROTOCOL_VERSION,
@@ -31,7 +30,6 @@ from gshw.uart_protocol import (
     read_capacity,
 )
 
-DEFAULT_BAUD = 115200
 LINE_BITS = 10
 """Bits that a byte takes on the line."""
 SEND_WORDS = 32
@@ -137,6 +135,8 @@ class UartLink:
         return self._ask(kind, number, payload)
 
     def _ask(self, kind: Kind, number: int = 0, payload: bytes = b"") -> Reply:
+        # An interrupt may leave a request behind that was done or not: synchronise after it.
+        synchronised, self._synchronised = self._synchronised, False
         self._tag = (self._tag + 1) % 256
         frame = Request(kind=kind, tag=self._tag, number=number, payload=payload).encode()
         # The longest answer: all words that the board can hold, each byte escaped.
@@ -148,8 +148,8 @@ class UartLink:
             self._port.write(frame, patience_s)
             reply = self._wait(kind, patience_s)
             if reply is not None:
+                self._synchronised = synchronised
                 return reply
-        self._synchronised = False
         raise GshwError(
             f"{self._port.path}: the board does not answer: {self._n_tries} tries in "
             f"{self._n_tries * patience_s:.1f} s"
@@ -181,9 +181,10 @@ class UartLink:
         if not self._synchronised:
             self.sync()
         # A write that is repeated must not be done twice.
-        self._alternate ^= ALTERNATE
+        alternate = self._alternate ^ ALTERNATE
         payload = value.to_bytes(WORD_BYTES, "little")
-        reply = self.request(Kind.WRITE, offset | self._alternate, payload)
+        reply = self.request(Kind.WRITE, offset | alternate, payload)
+        self._alternate = alternate
         self._check_register(reply, offset)
 
     def _check_register(self, reply: Reply, offset: int) -> None:
@@ -301,37 +302,33 @@ class UartAccelerator(Accelerator):
         n_tries: int = 5,
         timeout_s: float = 60.0,
     ) -> None:
-        super().__init__(config)
-        self.memory = HostMemory(n_bytes, base)
-        self.memory_base = base
+        super().__init__(config, HostMemory(n_bytes, base))
         self._timeout_s = timeout_s
         self._behind = behind_uart(config)
         self._port = SerialPort(path, baud)
         self.link = UartLink(self._port, timeout_s=answer_timeout_s, n_tries=n_tries)
         try:
             self.control = Control(self.link, self._behind, Top.UART)
-        except GshwError:
+        except BaseException:
             self._port.close()
             raise
-
-    def write_memory(self, address: int, data: bytes | NDArray[np.uint8]) -> None:
-        self.memory.write(address, data)
-
-    def read_memory(self, address: int, n_bytes: int) -> NDArray[np.uint8]:
-        return self.memory.read(address, n_bytes)
 
     def run(self, address: int) -> ProgramRun:
         form = StreamForm(self._behind, self.memory, address)
         self.link.sync()
-        self.control.start(0)
+        self.control.make_ready()
         try:
+            self.control.start(0)
             received, packet_ends = self.link.exchange(
                 form.to_core, lambda: self.control.finished, self._timeout_s
             )
-        except GshwError:
-            self._stop()
+            run = self.control.result()
+        except BaseException as error:
+            # A board that does not answer would only be waited for again: the next run resets it.
+            if self.link.reachable or not isinstance(error, GshwError):
+                with suppress(GshwError):
+                    self.control.reset()
             raise
-        run = self.control.result()
         form.store(received, packet_ends)
         return run
 
@@ -339,11 +336,6 @@ class UartAccelerator(Accelerator):
     def note(self) -> str:
         statistics = self.link.statistics
         return f"{self._port.path}: {statistics}" if statistics.any else ""
-
-    def _stop(self) -> None:
-        """Reset the core after a failure, if it can still be reached."""
-        if self.link.reachable:
-            self.control.reset()
 
     def close(self) -> None:
         self._port.close()

@@ -61,8 +61,7 @@ def _driver_files(package: Package) -> Files:
         for name in ("gshw.h", "gshw.c")
     }
     files["driver/example.c"] = examples.c_example(package)
-    if package.top is Top.AXI:
-        files["driver/example.py"] = examples.python_example(package)
+    files["driver/example.py"] = examples.python_example(package)
     return files
 
 

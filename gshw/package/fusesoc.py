@@ -60,7 +60,7 @@ def testbench(package: Package) -> str:
         quiet |= {
             port.name
             for name, port in package.signals(bus).items()
-            if port.direction == "input" and name.endswith(("valid", "ready"))
+            if port.is_input and name.endswith(("valid", "ready"))
         }
     inputs = "\n".join(f"    top->{name} = 0;" for name in sorted(quiet))
     return f"""\

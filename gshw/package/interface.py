@@ -18,12 +18,16 @@ VENDOR, LIBRARY = "gshw", "gshw"
 
 @dataclass(frozen=True)
 class Port:
-    """One port of a top module; ``direction`` is input or output."""
+    """One port of a top module; ``direction`` is Verilog's word for it, input or output."""
 
     name: str
     direction: str
     width: int
     description: str
+
+    @property
+    def is_input(self) -> bool:
+        return self.direction == "input"
 
 
 class BusKind(enum.Enum):

@@ -109,7 +109,7 @@ def _model(parent: Element, package: Package) -> None:
         _add(element, "name", port.name)
         _add(element, "description", port.description)
         wire = _add(element, "wire")
-        _add(wire, "direction", "in" if port.direction == "input" else "out")
+        _add(wire, "direction", "in" if port.is_input else "out")
         if port.width > 1:
             vector = _add(_add(wire, "vectors"), "vector")
             _add(vector, "left", port.width - 1)

@@ -22,12 +22,8 @@ def _axi_lines(package: Package, bus: Bus, member: str) -> list[str]:
         value = f"{member}.{channel}.{field}"
         if field == "addr":
             value = f"{bus.prefix}_{channel}addr"
-        lines.append(f"i_{port.name}={value}" if _is_input(port) else f"o_{port.name}={value}")
+        lines.append(f"i_{port.name}={value}" if port.is_input else f"o_{port.name}={value}")
     return lines
-
-
-def _is_input(port) -> bool:
-    return port.direction == "input"
 
 
 def _stream_lines(package: Package, bus: Bus, member: str) -> list[str]:
@@ -35,10 +31,10 @@ def _stream_lines(package: Package, bus: Bus, member: str) -> list[str]:
     for signal, port in package.signals(bus).items():
         field = signal.removeprefix("t")
         if field == "keep":
-            if _is_input(port):
+            if port.is_input:
                 lines.append(f"i_{port.name}={(1 << port.width) - 1}")
             continue
-        lines.append(f"{'i' if _is_input(port) else 'o'}_{port.name}={member}.{field}")
+        lines.append(f"{'i' if port.is_input else 'o'}_{port.name}={member}.{field}")
     return lines
 
 

@@ -12,10 +12,10 @@ from rich.console import Console
 from gshw import __version__
 from gshw.config import Config, load_config
 from gshw.errors import GshwError
-from gshw.files import write_atomically
+from gshw.files import check_output_file, check_output_folder, write_atomically, write_folder
 from gshw.report import print_wide
 from gshw.synth.design import Design, unit_design
-from gshw.synth.devices import find_device
+from gshw.synth.devices import Device, find_device
 from gshw.synth.flow import Effort, Result, run_flow
 from gshw.synth.record import component_table, result_json, summary_lines
 from gshw.synth.tools import Source
@@ -34,13 +34,13 @@ def config_design(config: Config, top: Top, verilog: str) -> Design:
     )
 
 
-def _check_folder(folder: Path | None, force: bool) -> None:
-    if folder is None:
-        return
-    if folder.exists() and not folder.is_dir():
-        raise GshwError(f"{folder}: must be a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not force:
-        raise GshwError(f"{folder}: must be an empty folder; --force overwrites files in it")
+def _device(arguments: argparse.Namespace, config: Config) -> Device:
+    if arguments.device is not None:
+        return find_device(arguments.device)
+    try:
+        return find_device(config.target.device)
+    except GshwError as error:
+        raise GshwError(f"{arguments.config}: [target] {error}") from None
 
 
 def _write_files(folder: Path, result: Result, record: str, clock_mhz: float) -> None:
@@ -52,14 +52,8 @@ def _write_files(folder: Path, result: Result, record: str, clock_mhz: float) ->
         contents["vivado.tcl"] = script
     for run in result.runs:
         contents[f"nextpnr_seed{run.seed}.json"] = json.dumps(run.report, indent=1) + "\n"
-    # Written last: a folder that holds it is whole.
     contents["synth.json"] = record
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise GshwError(f"{folder}: cannot be made: {error.strerror}") from None
-    for name, text in contents.items():
-        write_atomically(folder / name, text)
+    write_folder(folder, contents)
 
 
 def synth_command(
@@ -67,8 +61,9 @@ def synth_command(
 ) -> int:
     """Run the command; ``top_verilog`` makes the text of a top module."""
     config = load_config(arguments.config)
-    device = find_device(arguments.device or config.target.device)
-    _check_folder(arguments.output, arguments.force)
+    device = _device(arguments, config)
+    check_output_folder(arguments.output, force=arguments.force)
+    check_output_file(arguments.json)
     effort = Effort(time_limit_seconds=arguments.time_limit, n_jobs=arguments.jobs)
     clock_mhz = arguments.clock or config.target.clock_mhz
     top = Top(arguments.top)

@@ -15,6 +15,10 @@ from amaranth.lib.cdc import ResetSynchronizer
 
 from gshw.config import Config
 from gshw.errors import GshwError
+from gshw.files import check_output_folder, staged
+from gshw.synth.devices import Area, find_device, require_fit
+from gshw.synth.report import logged_utilization, placed_area
+from gshw.synth.tools import ToolError
 from gshw.top import Top
 from rtl_gen.emit import cached_uart_verilog
 from rtl_gen.uart import DIVISOR_WIDTH, MIN_DIVISOR
@@ -33,6 +37,8 @@ _MAX_DIVIDER = 128
 _MAX_CLOCK_MHZ = 400
 MAX_BAUD_ERROR = 0.02
 """Both ends sample a byte's last bit within 9.5 bits of its start; half a bit is all there is."""
+_FMAX = re.compile(r"Max frequency for clock\s+'[^']*': ([\d.]+) MHz")
+_DEVICE = find_device("ecp5-85k")
 _TOOLS = {"YOSYS": "yosys", "NEXTPNR_ECP5": "nextpnr-ecp5", "ECPPACK": "ecppack"}
 
 
@@ -157,7 +163,7 @@ def plan_bitstream(config: Config, *, clock_mhz: int, baud: int) -> "BuildPlan":
     GshwError
         For a clock or rate that the board cannot have, or when amaranth-boards is missing.
     """
-    top = Ulx3sTop(pll_settings(clock_mhz), uart_divisor(clock_mhz, baud))
+    pll, divisor = pll_settings(clock_mhz), uart_divisor(clock_mhz, baud)
     try:
         from amaranth_boards.ulx3s import ULX3S_85F_Platform
     except ModuleNotFoundError:
@@ -167,11 +173,11 @@ def plan_bitstream(config: Config, *, clock_mhz: int, baud: int) -> "BuildPlan":
     text = cached_uart_verilog(config, N_WORDS)
     platform.add_file(f"{Top.UART.module_name}.v", text)
     return platform.build(
-        top,
+        Ulx3sTop(pll, divisor),
         NAME,
         do_build=False,
         read_verilog_opts="-DSYNTHESIS",
-        nextpnr_opts="--router router2",
+        nextpnr_opts="--placer static --router router1",
     )
 
 
@@ -180,20 +186,23 @@ def _environment() -> dict[str, str]:
     environment = dict(os.environ)
     path = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
     for variable, name in _TOOLS.items():
-        if variable in environment:
-            continue
-        tool = shutil.which(f"yowasp-{name}", path=path)
+        wanted = environment.get(variable)
+        if wanted is not None and shutil.which(wanted) is None:
+            raise GshwError(f"{variable} must name a program that is installed, not {wanted!r}")
+        tool = wanted or shutil.which(f"yowasp-{name}", path=path)
         if tool is None:
             raise GshwError(f"a bitstream needs yowasp-{name}: pip install 'gshw[fpga]'")
         environment[variable] = tool
     return environment
 
 
-def _first_error(folder: Path, output: str) -> str:
-    logs = [folder / f"{NAME}.{suffix}" for suffix in ("tim", "rpt")]
-    text = output + "".join(log.read_text(errors="replace") for log in logs if log.is_file())
-    lines = [line for line in text.splitlines() if "ERROR" in line]
-    return lines[0].removeprefix("ERROR: ") if lines else "no error message"
+def _failure(log: str, title: str, design: str) -> GshwError:
+    """What went wrong, in the config's terms where they are too small a device's."""
+    try:
+        require_fit(_DEVICE, placed_area(_DEVICE, logged_utilization(log), Area()), design)
+    except GshwError as error:
+        return error
+    return GshwError(f"{title}: {ToolError('the build', log)}")
 
 
 def build_bitstream(
@@ -209,30 +218,36 @@ def build_bitstream(
     Raises
     ------
     GshwError
-        When the folder is not empty and ``force`` is not given, a tool is missing or fails, or the
-        clock is too fast for the core.
+        When the folder is not empty and ``force`` is not given, a tool is missing or fails, the
+        core does not fit, or the clock is too fast for it. Nothing is written then.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
-        raise GshwError(f"{folder}: must be an empty folder; --force overwrites files in it")
+    check_output_folder(folder, force=force)
     environment = _environment()
     plan = plan_bitstream(config, clock_mhz=clock_mhz, baud=baud)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        plan.extract(folder)
-    except OSError as error:
-        raise GshwError(f"{folder}: cannot be written: {error.strerror}") from None
-    result = subprocess.run(
-        ["sh", f"{plan.script}.sh"],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if result.returncode:
-        error = _first_error(folder, result.stdout + result.stderr)
-        raise GshwError(f"{config.name} for the ULX3S at {clock_mhz} MHz: {error}")
-    found = re.findall(
-        r"Max frequency for clock\s+'[^']*': ([\d.]+) MHz", (folder / f"{NAME}.tim").read_text()
-    )
-    return folder / f"{NAME}.bit", float(found[-1])
+    title = f"{config.name} for the ULX3S at {clock_mhz} MHz"
+    bitstream = f"{NAME}.bit"
+    with staged(folder, last=bitstream) as stage:
+        try:
+            plan.extract(stage)
+        except OSError as error:
+            raise GshwError(f"{folder}: cannot be written: {error.strerror}") from None
+        result = subprocess.run(
+            ["sh", f"{plan.script}.sh"],
+            cwd=stage,
+            env=environment,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+        logs = [stage / f"{NAME}.{suffix}" for suffix in ("rpt", "tim")]
+        texts = [log.read_text(errors="replace") for log in logs if log.is_file()]
+        log = "\n".join([*texts, result.stdout + result.stderr])
+        if result.returncode:
+            raise _failure(log, title, config.name)
+        found = _FMAX.findall(log)
+        if not found or not (stage / bitstream).is_file():
+            raise GshwError(
+                f"{title}: the tools must report a clock and make {bitstream}, and did not"
+            )
+    return folder / bitstream, float(found[-1])

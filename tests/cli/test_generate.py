@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -66,16 +67,38 @@ def test_generate_writes_nothing_for_a_bad_config(refused, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_generate_leaves_no_partial_file(refused, tmp_path, monkeypatch):
-    """The disk is full while a file is written: no half of it stays."""
+@pytest.mark.parametrize("name", ["gshw_core.v", "ports.json"])
+@pytest.mark.parametrize("exists", [False, True])
+def test_generate_writes_all_files_or_none(refused, tmp_path, monkeypatch, name, exists):
+    """The disk is full while the first or a later file is written."""
+    write = Path.write_bytes
 
-    def fail(*_, **__):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def fail(path: Path, data: bytes) -> int:
+        if path.name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, data)
 
-    monkeypatch.setattr("gshw.files.os.replace", fail)
-    line = refused("generate", "tiny", "-o", tmp_path / "out")
-    assert line == f"{tmp_path}/out/gshw_core.v: cannot be written: No space left on device"
-    assert list((tmp_path / "out").iterdir()) == []
+    out = tmp_path / "out"
+    if exists:
+        out.mkdir()
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    line = refused("generate", "tiny", "-o", out)
+    assert line == f"{out}/{name}: cannot be written: No space left on device"
+    assert list(tmp_path.rglob("*")) == ([out] if exists else [])
+
+
+def test_generate_into_what_is_in_the_way(refused, tmp_path):
+    (tmp_path / "regs").write_text("mine")
+    line = refused("generate", "tiny", "--top", "axi", "-o", tmp_path, "--force")
+    assert line.startswith(f"{tmp_path}/regs/") and line.endswith(
+        ": cannot be made: Not a directory"
+    )
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["regs"]
+
+
+def test_generate_for_a_board(refused, tmp_path):
+    line = refused("generate", "tiny", "--top", "uart", "-o", tmp_path / "out")
+    assert line == "top must be core, axi or stream, not uart: it belongs to a board"
 
 
 # --- bad configs ---------------------------------------------------------------------------------

@@ -87,7 +87,8 @@ def test_what_is_refused(lowered, model, tmp_path, refused):
     assert line == "base_address must be a multiple of 64, not -0x40"
 
 
-def test_an_address_must_be_a_number(run, capsys):
-    with pytest.raises(SystemExit):
-        run("program", "m", "--config", "tiny", "--layer", "a", "--address", "here", "-o", "x")
-    assert "must be an integer, not 'here'" in capsys.readouterr().err
+def test_an_address_must_be_a_number(refused):
+    command = ["program", "m", "--config", "tiny", "--layer", "a", "-o", "x"]
+    assert refused(*command, "--address", "here") == (
+        "argument --address: must be an integer, not 'here'; gshw program --help tells more"
+    )

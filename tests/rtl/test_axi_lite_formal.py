@@ -13,7 +13,7 @@ from amaranth.lib.wiring import In
 
 from rtl_gen.axi_lite import OKAY, SLAVE_ERROR, AxiLite, AxiLiteSlave
 from rtl_gen.register_file import RegisterBus, RegisterFile
-from tests.formal_support import Opened, prove, refuted
+from tests.formal_support import Opened, broken, prove, refuted
 from tests.rtl.test_register_file import odd_map
 
 LONGEST_ACCESS = 2
@@ -176,18 +176,6 @@ class AxiLiteProof(wiring.Component):
         return m
 
 
-def broken(change: Callable) -> type[AxiLiteSlave]:
-    """A slave with a mistake: ``change(m, slave)`` adds statements, which win."""
-
-    class Broken(AxiLiteSlave):
-        def elaborate(self, platform) -> Module:
-            m = super().elaborate(platform)
-            change(m, self)
-            return m
-
-    return Broken
-
-
 def drops_a_response(m, slave):
     with m.If(slave.axi.bvalid & slave.axi.arvalid):
         m.d.sync += slave.axi.bvalid.eq(0)
@@ -231,7 +219,8 @@ def test_axi_lite_slave_lets_nobody_wait():
     ],
 )
 def test_mistakes_are_found(mistake):
-    assert refuted(AxiLiteProof(broken(mistake), bounded=True), mode="bmc", depth=DEPTH)
+    slave = broken(AxiLiteSlave, mistake)
+    assert refuted(AxiLiteProof(slave, bounded=True), mode="bmc", depth=DEPTH)
 
 
 class Reached(AxiLiteProof):
@@ -255,9 +244,9 @@ def test_the_proof_is_not_about_nothing():
 class RegisterFileProof(wiring.Component):
     """The register side keeps what the slave's proof assumes of it, and holds what was written."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: type[RegisterFile] = RegisterFile) -> None:
         registers = odd_map()
-        self.dut = RegisterFile(registers)
+        self.dut = device(registers)
         self.depth = len(registers.in_memory)
         super().__init__(
             {
@@ -329,5 +318,20 @@ class RegisterFileProof(wiring.Component):
         return m
 
 
+def ignores_a_strobe(m, device):
+    with m.If(device.bus.write & (device.bus.address == 6)):
+        m.d.sync += device.plain[24:].eq(device.bus.write_data[24:])
+
+
+def clears_before_it_sets(m, device):
+    with m.If(device.mixed_flags_clear):
+        m.d.sync += device.mixed_flags.eq(0)
+
+
 def test_register_file():
     prove(RegisterFileProof(), depth=2)
+
+
+@pytest.mark.parametrize("mistake", [ignores_a_strobe, clears_before_it_sets])
+def test_mistakes_of_the_register_file_are_found(mistake):
+    assert refuted(RegisterFileProof(broken(RegisterFile, mistake)), mode="bmc", depth=4)
