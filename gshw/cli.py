@@ -348,7 +348,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"gshw: {error}", file=sys.stderr)
         return USER_ERROR
     except MemoryError as error:
-        print(f"gshw: {arguments.name} must fit into memory: {error}", file=sys.stderr)
+        detail = f": {error}" if str(error) else ""
+        print(f"gshw: {arguments.name} must fit into memory{detail}", file=sys.stderr)
         return USER_ERROR
     except BrokenPipeError:
         # The reader of a pipe has gone; keep the interpreter from flushing into it again.

@@ -10,8 +10,8 @@ from gshw.errors import GshwError
 from gshw.top import Top
 from gshw.uart_protocol import DEFAULT_BAUD
 
-_MAX_DIGITS = 19
-"""Of an integer: more is a slip, and more than any library takes."""
+_MAX_DIGITS = 18
+"""Of an integer: as many always fit 64 bits with a sign."""
 
 
 def _fraction(text: str) -> float:
@@ -25,7 +25,7 @@ def _fraction(text: str) -> float:
 
 
 def _is_whole(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) < _MAX_DIGITS
+    return text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS
 
 
 def _positive(text: str) -> int:

@@ -15,7 +15,7 @@ def check_output_file(path: Path | None) -> None:
     Raises
     ------
     GshwError
-        When its folder is missing, or it is a folder itself.
+        When its folder is missing or not writable, or it is a folder itself.
     """
     if path is None:
         return
@@ -23,6 +23,8 @@ def check_output_file(path: Path | None) -> None:
         raise GshwError(f"{path}: cannot be written: No such file or directory")
     if path.is_dir():
         raise GshwError(f"{path}: cannot be written: Is a directory")
+    if not os.access(path.parent, os.W_OK):
+        raise GshwError(f"{path}: cannot be written: Permission denied")
 
 
 def check_output_folder(folder: Path | None, *, force: bool) -> None:
@@ -107,6 +109,8 @@ def staged(folder: Path, *, last: str = "") -> Iterator[Path]:
         paths = [path.relative_to(stage) for path in stage.rglob("*") if path.is_file()]
         for path in paths:
             _make_folder((folder / path).parent, folder / path)
+            if (folder / path).is_dir():
+                raise GshwError(f"{folder / path}: cannot be written: Is a directory")
         for path in sorted(paths, key=lambda path: (path.name == last, path)):
             try:
                 os.replace(stage / path, folder / path)
@@ -114,15 +118,22 @@ def staged(folder: Path, *, last: str = "") -> Iterator[Path]:
                 raise GshwError(f"{folder / path}: cannot be written: {error.strerror}") from None
 
 
-def write_folder(folder: Path, contents: Mapping[str, bytes | str]) -> list[Path]:
+def write_folder(
+    folder: Path, contents: Mapping[str, bytes | str], *, last: str = ""
+) -> list[Path]:
     """Write files by their paths in ``folder``, all of them or none; their paths.
+
+    Parameters
+    ----------
+    last
+        As of :func:`staged`.
 
     Raises
     ------
     GshwError
         Naming the file that cannot be written.
     """
-    with staged(folder) as stage:
+    with staged(folder, last=last) as stage:
         for name, data in contents.items():
             try:
                 (stage / name).parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from amaranth._toolchain.yosys import YosysError
+from amaranth.back.verilog import YosysError
 from amaranth.hdl import Shape
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Flow

@@ -60,11 +60,13 @@ class Supervisor(wiring.Component):
         quiet = Signal(32)
         moved = Signal()
         wanted = Signal()
+        limit = Signal(32)
         m.d.sync += [
             moved.eq(self.progress | ~self.watch),
+            limit.eq(self.watchdog_cycles),
             wanted.eq(self.watchdog_cycles != 0),
             # Not only when equal: the setting may fall below what has passed.
-            self.watchdog.eq(~moved & wanted & (quiet >= self.watchdog_cycles)),
+            self.watchdog.eq(~moved & wanted & (quiet >= limit)),
         ]
         with m.If(moved):
             m.d.sync += quiet.eq(0)

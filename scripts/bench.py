@@ -34,7 +34,7 @@ from pruning.patterns.pattern import Projection, ScoredMatrix
 from rtl_gen.emit import cached_core_verilog
 from rtl_gen.top import TOP_NAME
 from scripts import bench_compensation
-from scripts.bench_overlap import OverlapCase, measure_overlap
+from scripts.bench_overlap import OverlapCase, measure_overlap, shortcomings
 from scripts.bench_pruning import (
     bench_kept,
     bench_optimal,
@@ -51,10 +51,11 @@ N_RANDOM_LAYERS = 14
 
 @dataclass
 class Results:
-    """Tables to print, and the same as plain values."""
+    """Tables to print, the same as plain values, and what must hold and does not."""
 
     tables: list[Table] = field(default_factory=list)
     data: dict[str, object] = field(default_factory=dict)
+    missed: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -398,6 +399,7 @@ def bench_overlap(results: Results, devices: dict) -> None:
     table, rows = measure_overlap(overlap_cases())
     results.tables.append(table)
     results.data["overlap"] = rows
+    results.missed += [text for row in rows for text in shortcomings(row)]
 
 
 def _pruning(name: str, measure) -> Callable[[Results, dict], None]:
@@ -460,7 +462,9 @@ def main() -> int:
     }
     if arguments.json:
         write_atomically(arguments.json, json.dumps(record, indent=1) + "\n")
-    return 0
+    for text in results.missed:
+        print(f"bench: {text}", file=sys.stderr)
+    return 1 if results.missed else 0
 
 
 if __name__ == "__main__":

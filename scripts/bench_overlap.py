@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from gshw import golden
@@ -115,8 +114,4 @@ def measure_overlap(cases: Iterable[OverlapCase]) -> tuple[Table, list[dict]]:
             row["resource"],
             *(f"{100 * share:.2f} %" for share in row["shares"].values()),
         )
-    found = [text for row in rows for text in shortcomings(row)]
-    if found:
-        Console().print(table)
-        raise SystemExit("\n".join(found))
     return table, rows

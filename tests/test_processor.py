@@ -806,9 +806,13 @@ def test_a_halted_compute_unit_starts_nothing():
 # --- supervisor ----------------------------------------------------------------------------------
 
 
+OFF = (1000, 0, 300)
+"""Switched off while something is quiet: setting before, after, and cycles between."""
+
+
 def test_the_watchdog_bites_after_the_cycles_that_it_says():
     """Also when the setting is lowered below what has passed already, and never when it is 0."""
-    for before, after, n_passed in ((9, 9, 0), (1000, 9, 300), (0, 40, 0), (0, 40, 100)):
+    for before, after, n_passed in ((9, 9, 0), (1000, 9, 300), (0, 40, 0), (0, 40, 100), OFF):
         supervisor = Supervisor()
 
         async def bench(ctx, supervisor=supervisor, before=before, after=after, n_passed=n_passed):
@@ -821,16 +825,22 @@ def test_the_watchdog_bites_after_the_cycles_that_it_says():
                 await ctx.tick()
                 assert not ctx.get(supervisor.watchdog)
             ctx.set(supervisor.watchdog_cycles, after)
+            if not after:
+                for _ in range(100):
+                    await ctx.tick()
+                    assert not ctx.get(supervisor.watchdog)
+                return
             waited = 0
             while not ctx.get(supervisor.watchdog):
                 await ctx.tick()
                 waited += 1
                 assert waited < 100
-            late = (1 if before else 2) if n_passed > after else after + 2
+            late = 2 if n_passed > after else after + 2
             assert waited == late, (before, after, n_passed)
             ctx.set(supervisor.watchdog_cycles, 0)
+            await ctx.tick().repeat(2)
             for _ in range(100):
+                assert not ctx.get(supervisor.watchdog)
                 await ctx.tick()
-            assert not ctx.get(supervisor.watchdog)
 
         simulate(supervisor, bench)

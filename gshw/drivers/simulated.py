@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from gshw.config import Config
-from gshw.drivers.accelerator import Accelerator, HostMemory, ProgramRun
+from gshw.drivers.accelerator import Accelerator, CoreMemory, HostMemory, ProgramRun
 from gshw.drivers.control import Control
 from gshw.drivers.stream_form import StreamForm
 from gshw.errors import GshwError
@@ -100,7 +100,7 @@ class _Library:
 class _Simulated(Accelerator):
     """What both simulated tops share."""
 
-    def __init__(self, config: Config, memory: HostMemory, library: _Library, top: Top) -> None:
+    def __init__(self, config: Config, memory: CoreMemory, library: _Library, top: Top) -> None:
         super().__init__(config, memory)
         self.library = library
         try:

@@ -6,7 +6,7 @@
 from itertools import accumulate
 
 from gshw.config import Config
-from gshw.drivers.accelerator import HostMemory
+from gshw.drivers.accelerator import CoreMemory
 from gshw.errors import GshwError
 from gshw.program import INSTRUCTION_BYTES, Instruction, Opcode, disassemble, read_header
 from gshw.program_model import walk_runs
@@ -47,7 +47,7 @@ class StreamForm:
         For a program that is not for this core, or reaches outside the memory.
     """
 
-    def __init__(self, config: Config, memory: HostMemory, address: int) -> None:
+    def __init__(self, config: Config, memory: CoreMemory, address: int) -> None:
         self._memory = memory
         self._beat = config.bus.data_bytes
         header = read_header(memory.read(address, INSTRUCTION_BYTES).tobytes())

@@ -97,7 +97,8 @@ _PYTHON_STREAM = '''\
 def move(data, n_bytes):
     """Send ``data`` to s_axis and take ``n_bytes`` from m_axis with the system's DMA.
 
-    Returns what came, and where each packet (``tlast``) in it ended.
+    Returns what came, and where each packet (``tlast``) in it ended. It must stop the DMA before
+    it raises: the core is reset then, and would take what still comes for the next program.
     """
     raise SystemExit("move() in this file must drive the system's DMA")
 
@@ -108,7 +109,11 @@ class StreamAccelerator(Accelerator):
     def __init__(self, config, registers, register_base):
         super().__init__(config, HostMemory(1 << 26))
         self.file = MappedFile(registers, register_base, 1 << ADDRESS_WIDTH)
-        self.control = Control(MappedRegisters(self.file), config, Top.STREAM)
+        try:
+            self.control = Control(MappedRegisters(self.file), config, Top.STREAM)
+        except BaseException:
+            self.file.close()
+            raise
 
     def run(self, address):
         form = StreamForm(self.config, self.memory, address)

@@ -52,8 +52,8 @@ def _write_files(folder: Path, result: Result, record: str, clock_mhz: float) ->
         contents["vivado.tcl"] = script
     for run in result.runs:
         contents[f"nextpnr_seed{run.seed}.json"] = json.dumps(run.report, indent=1) + "\n"
-    contents["synth.json"] = record
-    write_folder(folder, contents)
+    # Written last: a folder that holds it is whole.
+    write_folder(folder, contents | {"synth.json": record}, last="synth.json")
 
 
 def synth_command(

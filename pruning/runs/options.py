@@ -3,12 +3,12 @@
 import argparse
 import dataclasses
 import importlib.util
-import os
 from pathlib import Path
 from typing import Any
 
 from gshw.config import load_config
 from gshw.errors import GshwError
+from gshw.files import check_output_file
 from pruning.methods.registry import OneShot
 from pruning.patterns.gs import Gs
 from pruning.patterns.pattern import RowGrouping
@@ -128,12 +128,7 @@ def check_outputs(arguments: argparse.Namespace) -> None:
         path = getattr(arguments, key)
         if path is None:
             continue
-        if not path.parent.is_dir():
-            raise GshwError(f"{path}: cannot be written: No such file or directory")
-        if path.is_dir():
-            raise GshwError(f"{path}: cannot be written: Is a directory")
-        if not os.access(path.parent, os.W_OK):
-            raise GshwError(f"{path}: cannot be written: Permission denied")
+        check_output_file(path)
         other = taken.setdefault(path.resolve(), key)
         if other != key:
             names = " and ".join(f"--{name.replace('_', '-')}" for name in (other, key))

@@ -96,6 +96,15 @@ def test_generate_into_what_is_in_the_way(refused, tmp_path):
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["regs"]
 
 
+def test_generate_over_a_folder(refused, tmp_path):
+    (tmp_path / "config.toml").write_text("old")
+    (tmp_path / "ports.md").mkdir()
+    line = refused("generate", "tiny", "-o", tmp_path, "--force")
+    assert line == f"{tmp_path}/ports.md: cannot be written: Is a directory"
+    assert (tmp_path / "config.toml").read_text() == "old"
+    assert {path.name for path in tmp_path.iterdir()} == {"config.toml", "ports.md"}
+
+
 def test_generate_for_a_board(refused, tmp_path):
     line = refused("generate", "tiny", "--top", "uart", "-o", tmp_path / "out")
     assert line == "top must be core, axi or stream, not uart: it belongs to a board"
