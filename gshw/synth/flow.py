@@ -47,6 +47,8 @@ RAISE = 1.05
 """A goal that was met is raised to this much above what was achieved."""
 SAME = 1.01
 """A higher goal must gain more than this, or the search ends."""
+STATIC_LUTS = 1000
+"""The static placer does not end on designs of a few cells."""
 SYNTHESIS_LIMIT_SECONDS = 1800.0
 
 
@@ -254,12 +256,13 @@ def _synthesise(tool: Tool, design: Design, script: str) -> dict:
         }
 
 
-def _nextpnr_options(device: Device, seed: int, goal_mhz: float) -> list[str]:
+def _nextpnr_options(device: Device, n_luts: int, seed: int, goal_mhz: float) -> list[str]:
     options = [f"--{device.part}", "--package", device.package, "--timing-allow-fail"]
     if device.family is Family.ECP5:
         # On our cores router2 takes detours of up to 10 ns (docs/decisions/0018).
         options += ["--speed", str(device.speed), "--out-of-context"]
-        options += ["--placer", "static", "--router", "router1"]
+        placer = "static" if n_luts >= STATIC_LUTS else "heap"
+        options += ["--placer", placer, "--router", "router1"]
     else:
         options += ["--router", "router2"]
     return [*options, "--freq", f"{goal_mhz:.2f}", "--seed", str(seed)]
@@ -276,7 +279,7 @@ def place_and_route(
         When the design does not fit, or nextpnr fails.
     """
     device = synthesis.device
-    options = _nextpnr_options(device, seed, goal_mhz)
+    options = _nextpnr_options(device, synthesis.area.lut, seed, goal_mhz)
     path = _cache("run", _digest(synthesis.key, *options, tool.version))
     report = _load(path)
     if report is None:
