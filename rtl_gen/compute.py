@@ -14,7 +14,7 @@ from gshw.pipeline import (
     adder_tree_latency,
     drain_select_latency,
 )
-from rtl_gen.delay import delay
+from rtl_gen.delay import copied, delay
 from rtl_gen.layouts import tag_layout
 
 
@@ -57,7 +57,10 @@ class MultiplierArray(wiring.Component):
         config = self.config
         width = config.activation_width
         is_signed = delay(m, self.signed_input, 1, "is_signed")
-        weights = [delay(m, weight, 1, f"weight_{n}") for n, weight in enumerate(self.weight)]
+        weights = [
+            [copied(m, weight, f"weight_{n}_{column}", column) for column in range(config.columns)]
+            for n, weight in enumerate(self.weight)
+        ]
         for lane in range(config.lanes):
             for channel in range(config.block):
                 for column in range(config.columns):
@@ -66,7 +69,7 @@ class MultiplierArray(wiring.Component):
                     operand = Signal(
                         signed(width + 1), name=f"operand_{lane}_{element}", reset_less=True
                     )
-                    weight = weights[lane * config.block + channel]
+                    weight = weights[lane * config.block + channel][column]
                     product = Signal(
                         signed(self.product_width),
                         name=f"product_{lane}_{element}",

@@ -244,7 +244,7 @@ class Engine(wiring.Component):
         for d in range(config.drain_rows):
             for column in range(config.columns):
                 index = d * config.columns + column
-                unit = Requantiser(config.accumulator_width, config.activation_width)
+                unit = Requantiser(config.accumulator_width, config.activation_width, column)
                 place(m, platform, f"requantiser_{d}_{column}", unit)
                 m.d.comb += [
                     unit.i.eq(accumulators.o[index]),

@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out
 
 from gshw.config import MULTIPLIER_WIDTH, SHIFT_WIDTH, EngineConfig
 from gshw.pipeline import REQUANTISE_LATENCY, SCATTER_LEAD, scatter_latency
-from rtl_gen.delay import delay
+from rtl_gen.delay import N_COPIES, copied, delay
 from rtl_gen.layouts import record_layout, tag_layout
 
 SHIFT_STEPS = ((4, 3), (2, 4), (0, 4))
@@ -82,6 +82,13 @@ class Requantiser(wiring.Component):
 
     Latency ``REQUANTISE_LATENCY``, throughput one value per cycle.
 
+    Parameters
+    ----------
+    accumulator_width, activation_width
+        Of the engine.
+    number
+        Of those that share a multiplier: as of :func:`copied`.
+
     Members
     -------
     i, bias
@@ -94,11 +101,12 @@ class Requantiser(wiring.Component):
         The code, ``activation_width`` bits; two's complement where low is negative.
     """
 
-    def __init__(self, accumulator_width: int, activation_width: int) -> None:
+    def __init__(self, accumulator_width: int, activation_width: int, number: int = 0) -> None:
+        self._number = number % N_COPIES
         self._accumulator_width = accumulator_width
         self._window_width = activation_width + 2
         self._activation_width = activation_width
-        self.variant = (accumulator_width, activation_width)
+        self.variant = (accumulator_width, activation_width, self._number)
         super().__init__(
             {
                 "i": In(signed(accumulator_width)),
@@ -182,7 +190,7 @@ class Requantiser(wiring.Component):
         high_width = self._accumulator_width - low_width
         biased = Signal(signed(self._accumulator_width), reset_less=True)
         m.d.sync += biased.eq(self.i + self.bias)
-        multiplier = delay(m, self.multiplier, 1, "multiplier")
+        multiplier = copied(m, self.multiplier, "multiplier_1", self._number)
         product_low = Signal(low_width + MULTIPLIER_WIDTH, reset_less=True)
         product_high = Signal(signed(high_width + MULTIPLIER_WIDTH), reset_less=True)
         m.d.sync += [

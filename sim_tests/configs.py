@@ -112,7 +112,7 @@ ODD_CONFIGS = (
 ODD_ENGINES = ("three_columns", "small_buffers")
 """Names of the odd engines that cocotb drives besides the presets."""
 
-COMPONENT_CONFIGS = ("tiny", "block16", "three_columns", "arbitrated4")
+COMPONENT_CONFIGS = ("tiny", "block8", "three_columns", "arbitrated4")
 """Names of the engines whose components are tested one by one."""
 
 
@@ -147,8 +147,8 @@ def stream_bus_configs() -> tuple[Config, ...]:
 
 def law_configs() -> tuple[Config, ...]:
     """Engines whose layers are held against the cycle law of programs."""
-    names = ("tiny", "h16", "v16x4", "arbitrated4")
-    return (*map(find_config, names), _on_bus("block16", data_width=128))
+    names = ("tiny", "h16", "arbitrated4")
+    return (*map(find_config, names), _on_bus("block8", data_width=128))
 
 
 def find_config(source: str | Path) -> Config:
