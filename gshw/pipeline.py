@@ -103,5 +103,7 @@ class Pipeline:
 
     @property
     def drain(self) -> int:
-        """Cycles from a drain slot to the end of the write of its rows."""
-        return self.drain_select + REQUANTISE_LATENCY + scatter_latency(self.config.drain_rows)
+        """Cycles from a drain slot to the end of the write of its rows, the last column's too."""
+        columns = self.config.columns - 1
+        scatter = scatter_latency(self.config.drain_rows)
+        return self.drain_select + columns + REQUANTISE_LATENCY + scatter

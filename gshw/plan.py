@@ -22,6 +22,10 @@ from gshw.image import LayerImage
 N_LOOPS = 3
 COUNT_WIDTH = 16
 """Bits of a loop count of the sequencer."""
+COMMAND_CYCLES = 64
+"""About what a command takes besides its groups."""
+MORE_TILES = 8
+"""How many tiles beyond the fewest are tried, to leave no set empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,26 +183,31 @@ class Plan:
         return self.n_samples * -(-out_height // height) * -(-out_width // width)
 
     def _choose_items(self) -> tuple[tuple[int, int], int]:
-        """Fewest positions in all, then the largest items."""
+        """Item shape and sets of fewest cycles, about, then the largest items.
+
+        Every stream tile runs all its sets, also when its last ones are empty.
+        """
         self._check_pixel()
-        columns = self.config.columns
+        n_groups = max(1, self.image.n_groups)
+        overhead = COMMAND_CYCLES * -(-n_groups // self.config.group_buffer_depth)
         out_height, out_width = self.output_shape
-        best: tuple[tuple[int, int], tuple[int, int]] | None = None
+        best: tuple[tuple[int, int], tuple[int, int], int] | None = None
         for height in _strip_sizes(out_height):
             for width in _strip_sizes(out_width):
-                if not self._most_items(height, width):
+                most = min(self._most_items(height, width), 1 << COUNT_WIDTH)
+                if not most:
                     continue
-                n_positions = -(-self._n_items(height, width) // columns) * height * width
-                cost = (n_positions, -height * width)
-                if best is None or cost < best[0]:
-                    best = cost, (height, width)
+                per_column = -(-self._n_items(height, width) // self.config.columns)
+                fewest = -(-per_column // most)
+                for n_parts in range(fewest, min(per_column, fewest + MORE_TILES) + 1):
+                    n_sets = -(-per_column // n_parts)
+                    n_positions = n_sets * height * width
+                    n_tiles = -(-per_column // n_sets)
+                    cost = (n_tiles * (n_positions * n_groups + overhead), -height * width)
+                    if best is None or cost < best[0]:
+                        best = cost, (height, width), n_sets
         assert best is not None, "a single pixel fits"
-        shape = best[1]
-        per_column = -(-self._n_items(*shape) // columns)
-        most = min(self._most_items(*shape), 1 << COUNT_WIDTH)
-        # Every stream tile runs all its sets, so spread the items evenly over the tiles.
-        n_tiles = -(-per_column // most)
-        return shape, -(-per_column // n_tiles)
+        return best[1:]
 
     def _check_pixel(self) -> None:
         """A single output pixel must fit."""

@@ -14,14 +14,15 @@ from gshw.pipeline import (
     adder_tree_latency,
     drain_select_latency,
 )
-from rtl_gen.delay import copied, delay
+from rtl_gen.delay import delay
 from rtl_gen.layouts import tag_layout
 
 
 class MultiplierArray(wiring.Component):
     """``lanes * block * columns`` products of signed weights with signed or unsigned codes.
 
-    Latency ``MULTIPLY_LATENCY``, throughput one product per multiplier and cycle.
+    Latency ``MULTIPLY_LATENCY``, and a cycle more from column to column, as weights go from one to
+    the next. Throughput one product per multiplier and cycle.
 
     Members
     -------
@@ -57,15 +58,16 @@ class MultiplierArray(wiring.Component):
         config = self.config
         width = config.activation_width
         is_signed = delay(m, self.signed_input, 1, "is_signed")
-        weights = [
-            [copied(m, weight, f"weight_{n}_{column}", column) for column in range(config.columns)]
-            for n, weight in enumerate(self.weight)
-        ]
+        weights = [[delay(m, weight, 1, f"weight_{n}_0")] for n, weight in enumerate(self.weight)]
+        for n, passed_on in enumerate(weights):
+            for column in range(1, config.columns):
+                passed_on.append(delay(m, passed_on[-1], 1, f"weight_{n}_{column}"))
         for lane in range(config.lanes):
             for channel in range(config.block):
                 for column in range(config.columns):
                     element = channel * config.columns + column
                     code = self.word[lane].word_select(element, width)
+                    code = delay(m, code, column, f"code_{lane}_{element}")
                     operand = Signal(
                         signed(width + 1), name=f"operand_{lane}_{element}", reset_less=True
                     )
@@ -132,7 +134,7 @@ class Accumulators(wiring.Component):
 
     Latency: the sums of a tag are at ``i`` ``TAG_LEAD`` cycles after it; the first drained rows
     are selected from the cycle after that, and at ``o`` ``latency`` cycles after they are
-    selected. Throughput: one group per cycle.
+    selected; both are a cycle later from column to column. Throughput: one group per cycle.
 
     Members
     -------
@@ -168,18 +170,27 @@ class Accumulators(wiring.Component):
         early = delay(m, self.tag, TAG_LEAD - 2, "tag", resets=True)
         # A new bundle clears the sums the cycle before its first group: synchronous resets, not
         # a multiplexer in front of every adder.
+        columns = range(config.columns)
         add_next = Signal()
         capture_next = Signal()
-        clear = Signal()
-        add = Signal()
-        capture = Signal()
+        clear = [Signal(name=f"clear_{column}") for column in columns]
+        add = [Signal(name=f"add_{column}") for column in columns]
+        capture = [Signal(name=f"capture_{column}") for column in columns]
+        shift = [self.shift]
         m.d.sync += [
             add_next.eq(early.valid),
             capture_next.eq(early.valid & (early.drain != 0)),
-            clear.eq(early.valid & early.first),
-            add.eq(add_next),
-            capture.eq(capture_next),
+            clear[0].eq(early.valid & early.first),
+            add[0].eq(add_next),
+            capture[0].eq(capture_next),
         ]
+        for column in columns[1:]:
+            shift.append(delay(m, shift[-1], 1, f"shift_{column}", resets=True))
+            m.d.sync += [
+                clear[column].eq(clear[column - 1]),
+                add[column].eq(add[column - 1]),
+                capture[column].eq(capture[column - 1]),
+            ]
         drained = []
         for n in range(config.rows * config.columns):
             row, column = divmod(n, config.columns)
@@ -188,11 +199,11 @@ class Accumulators(wiring.Component):
             total = Signal(shape, name=f"total_{row}_{column}")
             finished = Signal(shape, name=f"finished_{row}_{column}", reset_less=True)
             m.d.comb += total.eq(accumulator + self.i[n])
-            with m.If(clear):
+            with m.If(clear[column]):
                 m.d.sync += accumulator.eq(0)
-            with m.Elif(add):
+            with m.Elif(add[column]):
                 m.d.sync += accumulator.eq(total)
-            with m.If(capture):
+            with m.If(capture[column]):
                 m.d.sync += finished.eq(total)
             drained.append(finished)
 
@@ -201,9 +212,9 @@ class Accumulators(wiring.Component):
         stride = len(self.o)
         for n in range(stride):
             skip = Signal(n_slices, init=-1, name=f"skip_{n}")
-            with m.If(capture):
+            with m.If(capture[n % config.columns]):
                 m.d.sync += skip.eq(~1)
-            with m.Elif(self.shift):
+            with m.Elif(shift[n % config.columns]):
                 m.d.sync += skip.eq(skip.rotate_left(1))
             rows = drained[n::stride]
             m.d.comb += self.o[n].eq(_selected(m, rows, skip, f"drained_{n}"))

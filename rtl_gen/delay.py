@@ -1,6 +1,6 @@
 """Registers in a row."""
 
-from amaranth.hdl import Module, Signal, Value, ValueCastable
+from amaranth.hdl import Module, Signal, ValueCastable
 
 
 def delay(m: Module, value, n_cycles: int, name: str, *, resets: bool = False):
@@ -20,21 +20,3 @@ def delay(m: Module, value, n_cycles: int, name: str, *, resets: bool = False):
         m.d.sync += target.eq(source)
         value = register
     return value
-
-
-N_COPIES = 3
-"""Registers that hold the same and stay apart in synthesis."""
-
-
-def copied(m: Module, value: Value, name: str, number: int) -> Signal:
-    """Return ``value`` a cycle ago, in a register for some of many multipliers far from each other.
-
-    Synthesis merges registers that hold the same. These differ in what a reset makes of them, if
-    ``number`` modulo ``N_COPIES`` differs.
-    """
-    kind = number % N_COPIES
-    shape = value.shape()
-    ones = -1 if shape.signed else (1 << shape.width) - 1
-    register = Signal(shape, name=name, reset_less=kind == 0, init=ones if kind == 2 else 0)
-    m.d.sync += register.eq(value)
-    return register

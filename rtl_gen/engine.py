@@ -240,21 +240,31 @@ class Engine(wiring.Component):
             accumulators.shift.eq(drain.shift),
         ]
         latency = pipeline.drain - scatter.latency - SCATTER_LEAD
-        selected = delay(m, drain.record, pipeline.drain_select, "record")
+        # Columns follow each other by a cycle, and leave the requantisers together.
+        selected = [delay(m, drain.record, pipeline.drain_select, "record")]
+        for column in range(1, config.columns):
+            selected.append(delay(m, selected[-1], 1, f"record_{column}"))
         for d in range(config.drain_rows):
+            before = None
             for column in range(config.columns):
                 index = d * config.columns + column
-                unit = Requantiser(config.accumulator_width, config.activation_width, column)
+                unit = Requantiser(
+                    config.accumulator_width, config.activation_width, follows=column > 0
+                )
                 place(m, platform, f"requantiser_{d}_{column}", unit)
                 m.d.comb += [
                     unit.i.eq(accumulators.o[index]),
-                    unit.bias.eq(selected.bias[d]),
-                    unit.multiplier.eq(selected.multiplier[d]),
-                    unit.shift.eq(selected.shift[d]),
+                    unit.bias.eq(selected[column].bias[d]),
+                    unit.multiplier.eq(selected[column].multiplier[d]),
+                    unit.select.eq(before.passed_on)
+                    if before
+                    else unit.shift.eq(selected[0].shift[d]),
                     unit.low.eq(current.low),
                     unit.high.eq(current.high),
-                    scatter.code[index].eq(unit.o),
                 ]
+                before = unit
+                late = delay(m, unit.o, config.columns - 1 - column, f"code_{index}")
+                m.d.comb += scatter.code[index].eq(late)
             row = delay(m, drain.record.row[d], latency, f"row_{d}")
             m.d.comb += scatter.row[d].eq(row)
         valid = Signal(config.drain_rows)

@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out
 
 from gshw.config import MULTIPLIER_WIDTH, SHIFT_WIDTH, EngineConfig
 from gshw.pipeline import REQUANTISE_LATENCY, SCATTER_LEAD, scatter_latency
-from rtl_gen.delay import N_COPIES, copied, delay
+from rtl_gen.delay import delay
 from rtl_gen.layouts import record_layout, tag_layout
 
 SHIFT_STEPS = ((4, 3), (2, 4), (0, 4))
@@ -86,8 +86,8 @@ class Requantiser(wiring.Component):
     ----------
     accumulator_width, activation_width
         Of the engine.
-    number
-        Of those that share a multiplier: as of :func:`copied`.
+    follows
+        Takes the same parameters as another one, a cycle later: ``select`` instead of ``shift``.
 
     Members
     -------
@@ -95,24 +95,31 @@ class Requantiser(wiring.Component):
         Signed; their sum fits ``accumulator_width`` bits.
     multiplier, shift
         Unsigned, shift from 1 to 47.
+    select, passed_on
+        The shift, decoded: what one unit passes on, the one that follows it selects by.
     low, high
         Clamp, constant while values are in flight.
     o
         The code, ``activation_width`` bits; two's complement where low is negative.
     """
 
-    def __init__(self, accumulator_width: int, activation_width: int, number: int = 0) -> None:
-        self._number = number % N_COPIES
+    def __init__(
+        self, accumulator_width: int, activation_width: int, *, follows: bool = False
+    ) -> None:
         self._accumulator_width = accumulator_width
+        self._follows = follows
+        self._decoded: list[Signal] = []
         self._window_width = activation_width + 2
         self._activation_width = activation_width
-        self.variant = (accumulator_width, activation_width, self._number)
+        self.variant = (accumulator_width, activation_width, follows)
+        n_decoded = self._n_decoded()
         super().__init__(
             {
                 "i": In(signed(accumulator_width)),
                 "bias": In(signed(accumulator_width)),
                 "multiplier": In(MULTIPLIER_WIDTH),
-                "shift": In(SHIFT_WIDTH),
+                **({"select": In(n_decoded)} if follows else {"shift": In(SHIFT_WIDTH)}),
+                "passed_on": Out(n_decoded),
                 "low": In(signed(activation_width + 1)),
                 "high": In(signed(activation_width + 1)),
                 "o": Out(activation_width),
@@ -130,7 +137,8 @@ class Requantiser(wiring.Component):
 
         # By a multiple of 16, of 4, of 1: each keeps no more bits than the rest can bring down.
         shift_less_1 = Signal(SHIFT_WIDTH, reset_less=True)
-        m.d.sync += shift_less_1.eq(self.shift - 1)
+        if not self._follows:
+            m.d.sync += shift_less_1.eq(self.shift - 1)
         value, overflow = product, Const(0)
         for index, (low_bit, n_choices) in enumerate(SHIFT_STEPS):
             step = 1 << low_bit
@@ -164,8 +172,27 @@ class Requantiser(wiring.Component):
             m.d.sync += high.eq(0)
         with m.If(not_below):
             m.d.sync += low.eq(0)
-        m.d.comb += self.o.eq(delay(m, rounded | high | low, 1, "code"))
+        m.d.comb += [
+            self.o.eq(delay(m, rounded | high | low, 1, "code")),
+            self.passed_on.eq(Cat(self._decoded)),
+        ]
         return m
+
+    def _n_decoded(self) -> int:
+        """Bits that the shift is decoded to: choices, and where each of them loses bits."""
+        n_bits, value_width = 0, self._accumulator_width + MULTIPLIER_WIDTH
+        for low_bit, n_choices in SHIFT_STEPS:
+            width = self._window_width + (1 << low_bit) - 1
+            n_bits += n_choices + len(range(width - 1, value_width - 1, 1 << low_bit))
+            value_width = width
+        return n_bits
+
+    def _decode(self, m: Module, condition: Value, name: str) -> Signal:
+        """A bit of the decoded shift, in a register: made here, or taken from whom we follow."""
+        bit = Signal(name=name, reset_less=True)
+        m.d.sync += bit.eq(self.select[len(self._decoded)] if self._follows else condition)
+        self._decoded.append(bit)
+        return bit
 
     def _greater(self, m: Module, a: Value, b: Value, name: str) -> Value:
         """Whether ``a > b``, both two's complement of the window's width, after one cycle.
@@ -190,7 +217,7 @@ class Requantiser(wiring.Component):
         high_width = self._accumulator_width - low_width
         biased = Signal(signed(self._accumulator_width), reset_less=True)
         m.d.sync += biased.eq(self.i + self.bias)
-        multiplier = copied(m, self.multiplier, "multiplier_1", self._number)
+        multiplier = delay(m, self.multiplier, 1, "multiplier")
         product_low = Signal(low_width + MULTIPLIER_WIDTH, reset_less=True)
         product_high = Signal(signed(high_width + MULTIPLIER_WIDTH), reset_less=True)
         m.d.sync += [
@@ -216,15 +243,13 @@ class Requantiser(wiring.Component):
             bits = value[min(step * n, len(value) - 1) :][:width]
             choice = Signal(width, name=f"by_{step}_{n}", reset_less=True)
             m.d.sync += choice.eq(Cat(bits, bits[-1].replicate(width - len(bits))))
-            skipped = Signal(name=f"not_by_{step}_{n}", reset_less=True)
-            m.d.sync += skipped.eq(n_steps != n)
+            skipped = self._decode(m, n_steps != n, f"not_by_{step}_{n}")
             with m.If(delay(m, skipped, 1, f"not_by_{step}_{n}")):
                 m.d.sync += choice.eq(0)
             choices.append(choice)
         # Bits that a shift by n steps leaves above are a step each, from step n on.
         for n, low in enumerate(range(width - 1, len(value) - 1, step)):
-            reaches_not = Signal(name=f"ends_below_{step}_{n}", reset_less=True)
-            m.d.sync += reaches_not.eq(n_steps <= n)
+            reaches_not = self._decode(m, n_steps <= n, f"ends_below_{step}_{n}")
             reaches_not = delay(m, reaches_not, 2, f"ends_below_{step}_{n}")
             differ = delay(m, _differences(value[low : low + step + 1]), 1, f"differ_{step}_{n}")
             lost.append(reaches_not & differ.any())

@@ -95,10 +95,10 @@ def test_a_command_by_hand():
     """Two bundles of 3 and 1 groups, 2 records each, on the hybrid engine of 4 lanes.
 
     Fetch 3; issue 3, stall 1, issue 1; then address 4, bank 2, Benes 3, multiply 2, adder tree of
-    four products 2; drain 2; requantise, scatter.
+    four products 2; drain 2; the second column 1; requantise, scatter.
     """
     law = command_cycles(ENGINES["hybrid4"], np.array([3, 1]), np.array([2, 2]), 4, 1)
-    assert law.total == 3 + 3 + 1 + 1 + (4 + 2 + 3 + 2 + 2) + 2 + REQUANTISE_LATENCY + 1
+    assert law.total == 3 + 3 + 1 + 1 + (4 + 2 + 3 + 2 + 2) + 2 + 1 + REQUANTISE_LATENCY + 1
     assert (law.issued, law.groups, law.stalls, law.drains) == (4, 4, 1, 4)
 
 

@@ -172,6 +172,28 @@ def respond(component, inputs: list, drive: Callable, read: Callable, n_extra: i
     return outputs
 
 
+def skewed(rows: list[list[int]], n_columns: int) -> list[list[int]]:
+    """Rows per cycle, columns fastest, as they are when each column comes a cycle after another.
+
+    What lies before and behind is 0; there are ``n_columns - 1`` more cycles.
+    """
+    silence = [[0] * len(rows[0])] * (n_columns - 1)
+    padded = [*silence, *rows, *silence]
+    last = n_columns - 1
+    return [
+        [padded[cycle + last - n % n_columns][n] for n in range(len(rows[0]))]
+        for cycle in range(len(rows) + last)
+    ]
+
+
+def deskewed(rows: list[list[int]], n_columns: int) -> list[list[int]]:
+    """The inverse of :func:`skewed`."""
+    return [
+        [rows[cycle + n % n_columns][n] for n in range(len(rows[0]))]
+        for cycle in range(len(rows) - n_columns + 1)
+    ]
+
+
 def observed_latencies(expected: list, outputs: list) -> list[int]:
     """All delays, in cycles, at which the outputs equal the expected ones, one for one."""
     return [

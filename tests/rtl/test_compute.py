@@ -8,7 +8,7 @@ import pytest
 from gshw.config import EngineConfig, Routing
 from gshw.pipeline import TAG_LEAD
 from rtl_gen.compute import Accumulators, AdderTree, MultiplierArray
-from tests.rtl.bench import not_built, observed_latencies, respond
+from tests.rtl.bench import deskewed, not_built, observed_latencies, respond, skewed
 from tests.strategies import ENGINES
 
 
@@ -72,7 +72,7 @@ def test_products(activation_width, weight_width, signed_input):
             ctx.set(dut.weight[index], weight)
 
     outputs = respond(dut, inputs, drive, lambda ctx: [ctx.get(p) for p in dut.product])
-    assert observed_latencies(expected, outputs) == [dut.latency]
+    assert observed_latencies(expected, deskewed(outputs, 2)) == [dut.latency]
 
 
 @pytest.mark.parametrize("output_width", [16, 18, 32])
@@ -133,22 +133,24 @@ IDLE = {"valid": 0, "first": 0, "drain": 0}
 
 def accumulated(dut: Accumulators, cycles: list[dict], n_extra: int = 0) -> list[list[int]]:
     """Outputs for the selection of every cycle; tags go ahead of sums by ``TAG_LEAD``."""
-    n_lead, n_sums = TAG_LEAD, len(dut.i)
-    tags = [*cycles, *[IDLE] * (n_lead + n_extra)]
-    sums = [*[{"shift": 0, "i": [0] * n_sums}] * n_lead, *cycles]
-    sums += [{"shift": 0, "i": [0] * n_sums}] * n_extra
+    n_lead, n_sums, columns = TAG_LEAD, len(dut.i), dut.config.columns
+    n_tail = n_extra + columns - 1
+    silence = [0] * n_sums
+    tags = [*cycles, *[IDLE] * (n_lead + n_tail)]
+    shifts = [*[0] * n_lead, *(cycle["shift"] for cycle in cycles), *[0] * n_tail]
+    sums = [*[silence] * n_lead, *(cycle["i"] for cycle in cycles), *[silence] * n_extra]
 
     def drive(ctx, inputs):
-        tag, now = inputs
+        tag, shift, values = inputs
         for name in IDLE:
             ctx.set(getattr(dut.tag, name), tag[name])
-        ctx.set(dut.shift, now["shift"])
-        for i, value in zip(dut.i, now["i"], strict=True):
+        ctx.set(dut.shift, shift)
+        for i, value in zip(dut.i, values, strict=True):
             ctx.set(i, value)
 
-    inputs = list(zip(tags, sums, strict=True))
+    inputs = list(zip(tags, shifts, skewed(sums, columns), strict=True))
     outputs = respond(dut, inputs, drive, lambda ctx: [ctx.get(o) for o in dut.o], dut.latency)
-    return outputs[n_lead + dut.latency :]
+    return deskewed(outputs, columns)[n_lead + dut.latency :]
 
 
 @pytest.mark.parametrize("name", ACCUMULATORS)

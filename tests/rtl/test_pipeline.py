@@ -95,7 +95,7 @@ def test_latencies_are_the_pipelines(name):
     assert pipeline.route_delay == pipeline.address + bank
     assert pipeline.weight_delay == pipeline.route_delay + routing
     assert pipeline.accumulate == pipeline.weight_delay + multiply + tree
-    assert pipeline.drain == drain_select + requantise + scatter
+    assert pipeline.drain == drain_select + config.columns - 1 + requantise + scatter
 
 
 @pytest.mark.parametrize(("n_inputs", "levels"), [(1, 0), (2, 1), (3, 2), (4, 2), (5, 3), (64, 6)])
