@@ -11,6 +11,7 @@ from gshw.pipeline import FETCH_LATENCY, OFFSET_LATENCY, Pipeline
 from rtl_gen.delay import delay
 from rtl_gen.layouts import (
     group_layout,
+    head_layout,
     issue_layout,
     load_layout,
     record_layout,
@@ -147,9 +148,7 @@ class GroupBuffer(wiring.Component):
                 "stop": In(1),
                 "base": In(address_width),
                 "end_word": In(address_width + 1),
-                "head": Out(
-                    stream.Signature(data.StructLayout({"group": issue_layout(config), "last": 1}))
-                ),
+                "head": Out(stream.Signature(head_layout(config))),
                 "route": Out(route_width(config)),
                 "weight": Out(config.weight_width).array(config.lanes * config.block),
             }
@@ -164,17 +163,18 @@ class GroupBuffer(wiring.Component):
         word = self.load.payload.data
 
         issue_width = issue_layout(config).size
-        head = place(m, platform, "head", LoopBuffer(issue_width, config.group_buffer_depth))
+        head = place(m, platform, "head", LoopBuffer(issue_width + 1, config.group_buffer_depth))
+        loaded = data.View(whole, word)
         m.d.comb += [
             head.load.valid.eq(self.load.valid),
             head.load.payload.address.eq(self.load.payload.address),
-            head.load.payload.data.eq(word[:issue_width]),
+            head.load.payload.data.eq(Cat(word[:issue_width], loaded.drain[0] != 0)),
             head.start.eq(self.start),
             head.stop.eq(self.stop),
             head.base.eq(self.base),
             head.end_word.eq(self.end_word),
             self.head.valid.eq(head.o.valid),
-            self.head.payload.group.eq(head.o.payload.data),
+            Cat(self.head.payload.group, self.head.payload.ends).eq(head.o.payload.data),
             self.head.payload.last.eq(head.o.payload.last),
             head.o.ready.eq(self.head.ready),
         ]

@@ -7,17 +7,17 @@ from functools import reduce
 from operator import or_
 
 from amaranth.hdl import Module, Mux, Signal, signed
-from amaranth.lib import data, stream, wiring
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from gshw.config import EngineConfig
-from rtl_gen.layouts import issue_layout, tag_layout
+from rtl_gen.layouts import head_layout, tag_layout
 from rtl_gen.library import place
 
 
 def _gather_signature(config: EngineConfig) -> dict:
     return {
-        "i": In(stream.Signature(data.StructLayout({"group": issue_layout(config), "last": 1}))),
+        "i": In(stream.Signature(head_layout(config))),
         "restart": In(1),
         "tag": Out(tag_layout(config)),
         "pass_end": Out(1),
@@ -32,12 +32,13 @@ class DrainGuard(wiring.Component):
 
     ``free`` is low for ``drain - 1`` cycles after an issue with that drain count, so that two
     bundles are captured at least as far apart as the first takes to drain.
-    Latency: none (``free`` is a function of a register). ``drain`` != 0 is issued only when free.
+    Latency: ``free`` falls the cycle after such an issue; it is a register. ``drain`` != 0 is
+    issued only when free.
     """
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
-        super().__init__({"issue": In(1), "drain": In(config.drain_width), "free": Out(1)})
+        super().__init__({"issue": In(1), "drain": In(config.drain_width), "free": Out(1, init=1)})
 
     def elaborate(self, platform) -> Module:
         m = Module()
@@ -45,8 +46,9 @@ class DrainGuard(wiring.Component):
         left = Signal(signed(self.config.drain_width + 1))
         ending = self.drain & self.issue.replicate(len(self.drain))
         waiting = left & (~left[-1]).replicate(len(left))
-        m.d.sync += left.eq((ending | waiting).as_signed() - 1)
-        m.d.comb += self.free.eq(left[-1] | (left == 0))
+        to_come = Signal.like(left)
+        m.d.comb += to_come.eq(ending | waiting)
+        m.d.sync += [left.eq(to_come - 1), self.free.eq(to_come[1:] == 0)]
         return m
 
 
@@ -59,7 +61,7 @@ class ScheduledGather(wiring.Component):
     Members
     -------
     i
-        Group heads; ``last`` ends a pass over the tile.
+        Group heads; see :func:`rtl_gen.layouts.head_layout`.
     restart
         The next group starts new sums, whatever came before.
     tag
@@ -81,7 +83,7 @@ class ScheduledGather(wiring.Component):
         held = Signal()
         fresh = Signal(init=1)
         m.d.comb += [
-            held.eq((group.drain[0] != 0) & ~guard.free),
+            held.eq(self.i.payload.ends & ~guard.free),
             self.tag.valid.eq(self.i.valid & ~held),
             self.tag.first.eq(fresh),
             self.tag.drain.eq(group.drain[0]),
@@ -94,7 +96,7 @@ class ScheduledGather(wiring.Component):
         with m.If(self.restart):
             m.d.sync += fresh.eq(1)
         with m.Elif(self.tag.valid):
-            m.d.sync += fresh.eq(group.drain[0] != 0)
+            m.d.sync += fresh.eq(self.i.payload.ends)
         return m
 
 
@@ -159,7 +161,7 @@ class ArbitratedGather(wiring.Component):
         fresh = Signal(init=1)
         m.d.comb += [
             last_part.eq((waiting & ~serve) == 0),
-            held.eq(last_part & (group.drain[0] != 0) & ~guard.free),
+            held.eq(last_part & self.i.payload.ends & ~guard.free),
             self.tag.valid.eq(self.i.valid & ~held),
             self.tag.first.eq(fresh),
             self.tag.drain.eq(Mux(last_part, group.drain[0], 0)),
@@ -175,7 +177,7 @@ class ArbitratedGather(wiring.Component):
             m.d.sync += fresh.eq(1)
         with m.Elif(self.tag.valid):
             m.d.sync += [
-                fresh.eq(self.tag.drain != 0),
+                fresh.eq(last_part & self.i.payload.ends),
                 served.eq(Mux(last_part, 0, served | serve)),
             ]
         m.d.sync += self.enable.eq(serve)

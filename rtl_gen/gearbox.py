@@ -42,11 +42,15 @@ class Gearbox(wiring.Component):
     valid, data, last
         A beat, held until ``ready``; ``last`` ends the run and with it the partial word.
     tail_bytes
-        Bytes of a run's last beat, modulo the bytes of a beat.
+        Bytes of a run's last beat, modulo the bytes of a beat; must hold from the cycle before
+        the first beat on.
     ready
         High in the cycle in which a valid beat is used up.
     finish
         The current part completes a word.
+    word_end
+        The current part is the last of its word's, as is that which makes the run incomplete if
+        it ends beyond a word.
     incomplete
         The run ends within a word. ``finish`` is low then.
     word
@@ -67,6 +71,7 @@ class Gearbox(wiring.Component):
                 "tail_bytes": In(range(data_width // 8)),
                 "ready": Out(1),
                 "finish": Out(1),
+                "word_end": Out(1),
                 "incomplete": Out(1),
                 "word": Out(n_limbs * LIMB_WIDTH),
             }
@@ -119,12 +124,18 @@ class Gearbox(wiring.Component):
         complete = here[n_whole - 1]
         if rest:
             complete = here[n_whole] | (complete & (rotation >= rest))
-        fits = self.tail_bytes[:2] == 0
+        # From registers: the tail is known long before its beat.
+        has_whole_limbs = Signal(reset_less=True)
+        m.d.sync += has_whole_limbs.eq(self.tail_bytes[:2] == 0)
+        fits = has_whole_limbs
         if log2_part:
-            fits &= rotation == (n_limbs - tail_limbs)[:log2_part]
+            last_rotation = Signal(log2_part, reset_less=True)
+            m.d.sync += last_rotation.eq(n_limbs - tail_limbs)
+            fits = has_whole_limbs & (rotation == last_rotation)
         m.d.comb += [
+            self.word_end.eq(step & complete),
             self.incomplete.eq(ending & ~(complete & fits)),
-            self.finish.eq(step & complete & ~self.incomplete),
+            self.finish.eq(self.word_end & (~ending | fits)),
         ]
         with m.If(self.clear | ending):
             m.d.sync += [here.eq(1), shift.eq(0)]

@@ -23,6 +23,15 @@ def issue_layout(config: EngineConfig) -> data.StructLayout:
     return _struct(fields if config.gather is Gather.ARBITRATED else fields[:1])
 
 
+def head_layout(config: EngineConfig) -> data.StructLayout:
+    """What streams to the gather unit.
+
+    ``ends`` says that ``drain[0]`` is not 0: a bit of its own, as all of the issue waits for it.
+    ``last`` comes with the final group of a pass.
+    """
+    return data.StructLayout({"group": issue_layout(config), "ends": 1, "last": 1})
+
+
 def group_layout(config: EngineConfig) -> data.StructLayout:
     """A whole group word."""
     return _struct(group_fields(config))

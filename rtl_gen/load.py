@@ -308,7 +308,11 @@ class LoadUnit(wiring.Component):
                 )
             ),
             next_word.eq(
-                active.fill | (steering.valid & steering.row_end) | groups.finish | records.finish
+                # After the error of an incomplete word, the address does not matter.
+                active.fill
+                | (steering.valid & steering.row_end)
+                | groups.word_end
+                | records.word_end
             ),
         ]
         with m.If(targets.advance | next_word):

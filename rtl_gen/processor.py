@@ -28,7 +28,7 @@ ERROR_CYCLES = 2
 class Processor(wiring.Component):
     """Runs programs.
 
-    Timing. ``start`` in cycle s, if ``ready``, makes ``busy`` high from s + 1 on, in which the
+    Timing. ``start`` in cycle s - 1, if ``ready``, makes ``busy`` high from s + 1 on, in which the
     request for the header is valid. When the last unit's ``done`` is in cycle e (a store's: after
     its last acknowledgement), ``busy`` is high up to e + 4 and ``done`` is high in e + 5;
     ``start`` may be high in the same cycle. So the counter ``cycles`` is e + 4 - s. Between:
@@ -142,9 +142,10 @@ class Processor(wiring.Component):
         load_queue, compute_queue, store_queue = queues.values()
         wiring.connect(m, fetch.request, wiring.flipped(self.fetch_request))
         wiring.connect(m, wiring.flipped(self.fetch_data), fetch.data)
+        # A register of its own: a start reaches far.
         begins = Signal()
+        m.d.sync += begins.eq(self.start & self.ready)
         m.d.comb += [
-            begins.eq(self.start & self.ready),
             fetch.start.eq(begins),
             fetch.program_address.eq(self.program_address),
             fetch.halt.eq(self.stop),
@@ -200,7 +201,7 @@ class Processor(wiring.Component):
         settled = delay(m, finishes, 1, "settled", resets=True)
         # Its own errors come up to ERROR_CYCLES after it is done.
         finished = finishes & delay(m, settled, ERROR_CYCLES - 1, "finished", resets=True)
-        m.d.comb += self.ready.eq(~self.busy & ~self.stop & ~self.failed & ~self.halt)
+        m.d.comb += self.ready.eq(~(self.busy | begins | self.stop | self.failed | self.halt))
         m.d.sync += [
             movers_idle.eq(self.reader_idle & self.writer_idle),
             ended.eq(self.busy & ~ended & finished),

@@ -158,7 +158,6 @@ def build_core(
             & processor.ready
             & ~soft_reset.resetting
         ),
-        quiet.eq(processor.reader_idle & processor.writer_idle),
         processor.start.eq(start),
         processor.halt.eq(soft_reset.halt),
         processor.program_address.eq(registers.pair("program_address")),
@@ -179,6 +178,7 @@ def build_core(
         ),
     ]
     m.d.host += [
+        quiet.eq(processor.reader_idle & processor.writer_idle),
         was_failed.eq(processor.failed),
         interrupt.eq(asked & registers.interrupt_global_enable),
     ]

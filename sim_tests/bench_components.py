@@ -576,15 +576,16 @@ async def gather_serves_every_lane_once(dut):
     random = await start(dut)
     lanes, tags = CONFIG.lanes, tag_layout(CONFIG)
     arbitrated = CONFIG.gather is Gather.ARBITRATED
-    head_layout = issue_layout(CONFIG)
-    head_width = head_layout.size
+    issued = issue_layout(CONFIG)
+    width = issued.size
     since_capture, hold = 1 << 16, 1
     first = True
     for _ in range(150):
         drain = random.choice((0, 0, random.randint(1, CONFIG.rows)))
         head = random_head(random, drain)
         last = random.getrandbits(1)
-        dut.gather_i_payload.value = pack(head_layout, **head) | last << head_width
+        payload = pack(issued, **head)
+        dut.gather_i_payload.value = payload | (drain != 0) << width | last << (width + 1)
         dut.gather_i_valid.value = 0
         while random.random() < 0.3:
             await ReadOnly()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gshw.errors import GshwError
-from gshw.synth import flow, tools
+from gshw.synth import floorplan, flow, tools
 from gshw.synth.design import (
     Design,
     harnessed_design,
@@ -409,6 +409,53 @@ def test_results_are_cached_by_content(fake):
     run_flow(changed, ECP5, clock_mhz=201, seeds=(1,))
     added = log.read_text().removeprefix(before).split()
     assert added == ["nextpnr", "1", "yosys", "nextpnr", "1"]
+
+
+YOSYS_WITH_BLOCKS = """
+import json, shutil
+shutil.copy({sample!r} + "/netlist.json", "netlist.json")
+whole = json.load(open("netlist.json"))
+for module in whole["modules"].values():
+    module["attributes"] = {"top": "1"}
+    for name, kind in (("product", "MULT18X18D"), ("bank", "DP16KD")):
+        module["cells"][name] = {
+            "type": kind, "hide_name": 0, "parameters": {}, "attributes": {},
+            "connections": {}, "port_directions": {},
+        }
+json.dump(whole, open("netlist.json", "w"))
+whole = json.load(open({sample!r} + "/stat.json"))
+for module in whole["modules"].values():
+    module["num_cells_by_type"].update(MULT18X18D=1, DP16KD=1)
+json.dump(whole, open("stat.json", "w"))
+""".replace("{sample!r}", repr(str(SAMPLE)))
+NEXTPNR_WITH_PLACES = """
+import json, sys
+if "--write" in sys.argv:
+    assert "--no-route" in sys.argv and "static" in sys.argv
+    whole = json.load(open("netlist.json"))
+    for module in whole["modules"].values():
+        for index, cell in enumerate(module["cells"].values()):
+            assert "BEL" not in cell["attributes"]
+            cell["attributes"]["NEXTPNR_BEL"] = f"X{index}/Y1/site"
+    json.dump(whole, open("placed.json", "w"))
+    open({log!r}, "a").write("plan\\n")
+    sys.exit()
+(module,) = json.load(open("netlist.json"))["modules"].values()
+bound = {name: cell["attributes"].get("BEL") for name, cell in module["cells"].items()}
+sites = {name: site for name, site in bound.items() if site}
+n_cells = len(bound)
+assert sites == {"product": f"X{n_cells - 2}/Y1/site", "bank": f"X{n_cells - 1}/Y1/site"}, sites
+"""
+
+
+def test_blocks_are_placed_once_for_all_seeds(fake, monkeypatch):
+    """Block RAMs and multipliers keep the sites of the first pass, other cells do not."""
+    log = fake(NEXTPNR_WITH_PLACES + FAKE_NEXTPNR)
+    monkeypatch.setattr(flow, "yosys", lambda source: script_tool(YOSYS_WITH_BLOCKS))
+    monkeypatch.setattr(floorplan, "MIN_LUTS", 1)
+    result = run_flow(DESIGN, ECP5, clock_mhz=200, seeds=(1, 2))
+    assert len(result.runs) == 2
+    assert log.read_text().splitlines() == ["plan", "nextpnr 1", "nextpnr 2"]
 
 
 def test_synthesis_only(fake):

@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """Whole programs on gshw_axi and gshw_stream: results, faults, and the program after a fault."""
 
 import re

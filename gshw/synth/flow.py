@@ -15,6 +15,7 @@ from gshw.errors import GshwError
 from gshw.files import write_atomically
 from gshw.synth.design import Design, harnessed_design
 from gshw.synth.devices import Area, Device, Family, require_fit
+from gshw.synth.floorplan import find_places, has_floorplan, with_places
 from gshw.synth.report import (
     HARNESS_NAME,
     CriticalPath,
@@ -47,8 +48,8 @@ RAISE = 1.05
 """A goal that was met is raised to this much above what was achieved."""
 SAME = 1.01
 """A higher goal must gain more than this, or the search ends."""
-STATIC_LUTS = 1000
-"""The static placer does not end on designs of a few cells."""
+TIMING_WEIGHT = 30
+"""Of the placer, once the blocks have their places: more than its own 10."""
 SYNTHESIS_LIMIT_SECONDS = 1800.0
 
 
@@ -256,22 +257,44 @@ def _synthesise(tool: Tool, design: Design, script: str) -> dict:
         }
 
 
-def _nextpnr_options(device: Device, n_luts: int, seed: int, goal_mhz: float) -> list[str]:
+def _device_options(device: Device) -> list[str]:
     options = [f"--{device.part}", "--package", device.package, "--timing-allow-fail"]
     if device.family is Family.ECP5:
-        # On our cores router2 takes detours of up to 10 ns (docs/decisions/0018).
         options += ["--speed", str(device.speed), "--out-of-context"]
-        placer = "static" if n_luts >= STATIC_LUTS else "heap"
-        options += ["--placer", placer, "--router", "router1"]
-    else:
-        options += ["--router", "router2"]
+    return options
+
+
+def _route_options(device: Device, *, planned: bool, seed: int, goal_mhz: float) -> list[str]:
+    options = ["--placer", "heap"]
+    if planned:
+        options += ["--placer-heap-timingweight", str(TIMING_WEIGHT)]
+    # On our ECP5 cores router2 takes detours of up to 10 ns (docs/decisions/0018).
+    options += ["--router", "router1" if device.family is Family.ECP5 else "router2"]
     return [*options, "--freq", f"{goal_mhz:.2f}", "--seed", str(seed)]
+
+
+def _places(synthesis: Synthesis, tool: Tool, time_limit_seconds: float) -> dict[str, str]:
+    """Where the blocks go; none where the placer may decide."""
+    device = synthesis.device
+    area = synthesis.area
+    if not has_floorplan(device, area.lut, area.bram + area.dsp):
+        return {}
+    options = _device_options(device)
+    path = _cache("floorplan", _digest(synthesis.key, *options, tool.version))
+    places = _load(path)
+    if places is None:
+        with _work_folder() as folder:
+            places = find_places(
+                synthesis.netlist, device, tool, options, Path(folder), time_limit_seconds
+            )
+        _keep(path, places)
+    return places
 
 
 def place_and_route(
     synthesis: Synthesis, tool: Tool, seed: int, goal_mhz: float, time_limit_seconds: float
 ) -> Run | None:
-    """One run of nextpnr; None when it ran out of time.
+    """One run of nextpnr, after one for the blocks' places; None when either ran out of time.
 
     Raises
     ------
@@ -279,30 +302,39 @@ def place_and_route(
         When the design does not fit, or nextpnr fails.
     """
     device = synthesis.device
-    options = _nextpnr_options(device, synthesis.area.lut, seed, goal_mhz)
-    path = _cache("run", _digest(synthesis.key, *options, tool.version))
-    report = _load(path)
-    if report is None:
-        with _work_folder() as folder:
-            work = Path(folder)
-            (work / "netlist.json").write_text(synthesis.netlist)
-            files = ["--json", "netlist.json", "--report", "report.json"]
-            try:
-                tool.run([*options, *files], work, "nextpnr.log", time_limit_seconds)
-            except ToolTimeout:
-                return None
-            except ToolError as error:
-                used = placed_area(device, logged_utilization(error.log), synthesis.area)
-                require_fit(device, used, synthesis.design.name)
-                raise GshwError(f"{synthesis.design.name} on {device.name}: {error}") from None
-            report = json.loads((work / "report.json").read_text())
-        _keep(path, report)
+    try:
+        places = _places(synthesis, tool, time_limit_seconds)
+        options = _device_options(device)
+        options += _route_options(device, planned=bool(places), seed=seed, goal_mhz=goal_mhz)
+        path = _cache("run", _digest(synthesis.key, *options, tool.version))
+        report = _load(path)
+        if report is None:
+            netlist = with_places(synthesis.netlist, places) if places else synthesis.netlist
+            report = _place_and_route(netlist, tool, options, time_limit_seconds)
+            _keep(path, report)
+    except ToolTimeout:
+        return None
+    except ToolError as error:
+        used = placed_area(device, logged_utilization(error.log), synthesis.area)
+        require_fit(device, used, synthesis.design.name)
+        raise GshwError(f"{synthesis.design.name} on {device.name}: {error}") from None
     if not report["fmax"]:
         raise GshwError(
             f"{synthesis.design.name} must have a path between registers, or no clock limits it"
         )
     fmax = min(clock["achieved"] for clock in report["fmax"].values())
     return Run(seed=seed, goal_mhz=goal_mhz, fmax_mhz=fmax, report=report)
+
+
+def _place_and_route(
+    netlist: str, tool: Tool, options: list[str], time_limit_seconds: float
+) -> dict:
+    with _work_folder() as folder:
+        work = Path(folder)
+        (work / "netlist.json").write_text(netlist)
+        files = ["--json", "netlist.json", "--report", "report.json"]
+        tool.run([*options, *files], work, "nextpnr.log", time_limit_seconds)
+        return json.loads((work / "report.json").read_text())
 
 
 def search_goal(

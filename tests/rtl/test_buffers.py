@@ -232,6 +232,7 @@ def test_group_parts_appear_when_the_pipeline_needs_them(name, stall):
                 heads.append(
                     (
                         ctx.get(Value.cast(dut.head.payload.group)),
+                        ctx.get(dut.head.payload.ends),
                         ctx.get(dut.head.payload.last),
                     )
                 )
@@ -245,6 +246,7 @@ def test_group_parts_appear_when_the_pipeline_needs_them(name, stall):
         word = words[base + index % n_groups]
         assert heads[index] == (
             word & ((1 << issue_width) - 1),
+            int(word & ((1 << config.drain_width) - 1) != 0),
             int(index % n_groups == n_groups - 1),
         )
         if scheduled:

@@ -39,6 +39,7 @@ def offer(ctx, dut, group: dict | None):
         return
     ctx.set(dut.i.payload.last, group["last"])
     ctx.set(dut.i.payload.group.drain[0], group["drain"])
+    ctx.set(dut.i.payload.ends, group["drain"] != 0)
     if "bank" in group:
         for lane in range(dut.config.lanes):
             ctx.set(dut.i.payload.group.offset[lane], group["offset"][lane])

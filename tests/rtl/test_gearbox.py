@@ -37,6 +37,12 @@ def random_run(rng: np.random.Generator, data_width: int, n_bytes: int) -> tuple
     return raw, beats
 
 
+async def announce(ctx, dut: Gearbox, tail_bytes: int) -> None:
+    """Give the tail of the next run, in time for its first beat."""
+    ctx.set(dut.tail_bytes, tail_bytes)
+    await ctx.tick()
+
+
 async def push(ctx, dut: Gearbox, beats: list, stall) -> tuple[list[int], list[int], int]:
     """Feed a run; words, cycles of each beat, and how often it was incomplete."""
     words, paces, incomplete, finished = [], [], 0, False
@@ -74,7 +80,7 @@ def test_words_of_runs(data_width, n_limbs, stalls):
     async def bench(ctx):
         for n_words in (1, 2, 3, 1, 2 * data_width // 32 + 1):
             raw, beats = random_run(rng, data_width, n_words * n_bytes)
-            ctx.set(dut.tail_bytes, len(raw) % (data_width // 8))
+            await announce(ctx, dut, len(raw) % (data_width // 8))
             words, paces, incomplete = await push(ctx, dut, beats, stall)
             expected = [raw[low : low + n_bytes] for low in range(0, len(raw), n_bytes)]
             assert words == [int.from_bytes(word, "little") for word in expected]
@@ -97,7 +103,7 @@ def test_incomplete_runs(data_width, n_limbs):
         lengths = range(1, n_bytes + n_beat + 1)
         for length in rng.permutation(lengths)[:40]:
             raw, beats = random_run(rng, data_width, int(length))
-            ctx.set(dut.tail_bytes, len(raw) % n_beat)
+            await announce(ctx, dut, len(raw) % n_beat)
             words, _, incomplete = await push(ctx, dut, beats, never)
             assert incomplete == (len(raw) % n_bytes != 0)
             assert len(words) <= len(raw) // n_bytes
@@ -120,7 +126,7 @@ def test_clear_forgets_a_partial_word():
             await ctx.tick()
             ctx.set(dut.clear, 0)
             raw, beats = random_run(rng, 64, 12)
-            ctx.set(dut.tail_bytes, 4)
+            await announce(ctx, dut, 4)
             words, _, incomplete = await push(ctx, dut, beats, never)
             assert words == [int.from_bytes(raw, "little")]
             assert not incomplete
