@@ -19,7 +19,7 @@ from gshw.encoding import (
 )
 from gshw.errors import GshwError
 from gshw.files import write_atomically
-from gshw.geometry import Geometry, LayerKind
+from gshw.geometry import Geometry, LayerKind, Part
 
 FORMAT = "gshw-encoded-model"
 FORMAT_VERSION = 1
@@ -58,6 +58,7 @@ def _layer_metadata(layer: EncodedLayer) -> dict:
         "padding": geometry.padding,
         "dilation": geometry.dilation,
         "unfold": geometry.unfold,
+        "parts": [(part.channels, part.repeats) for part in geometry.parts],
         "low": out.low,
         "high": out.high,
         "signed_input": out.signed_input,
@@ -164,6 +165,7 @@ def _layer(config: EngineConfig, entry: dict, tensors: dict[str, NDArray]) -> En
         padding=tuple(entry["padding"]),
         dilation=tuple(entry["dilation"]),
         unfold=entry["unfold"],
+        parts=tuple(Part(*part) for part in entry.get("parts", ())),
     )
     layer = EncodedLayer(
         name=name,

@@ -84,6 +84,8 @@ def unfold_windows(geometry: Geometry, x: NDArray) -> NDArray:
         Shape (n_samples, out_height, out_width, n_columns), columns ordered (kernel row, kernel
         column, channel), zeros where the window leaves the map.
     """
+    if geometry.parts:
+        x = x[..., geometry.column_channels]
     n_samples, height, width, n_channels = x.shape
     out_height, out_width = geometry.output_size(height, width)
     (pad_y, pad_x), (step_y, step_x) = geometry.padding, geometry.stride

@@ -19,7 +19,7 @@ from gshw.lowering import ALIGNMENT_BYTES, Lowering, Slots, aligned
 from gshw.plan import Plan
 from gshw.program import INSTRUCTION_BYTES, assemble
 from gshw.program_model import pack_codes, unpack_codes
-from gshw.transfers import TensorLayout
+from gshw.transfers import TensorLayout, joined_parts
 
 _SLOTS = ((1, 1), (1, 2), (2, 1), (2, 2), (4, 4), (8, 8))
 _WEIGHT_SLOTS = (1, 2, 4)
@@ -115,7 +115,9 @@ class LayerProgram:
                 f"layer {self.name!r} was lowered for an input of shape "
                 f"{self.input_layout.shape}, not {x.shape}"
             )
-        return pack_codes(self.config.engine, x).tobytes()
+        engine, channels = self.config.engine, self.layer.geometry.stored_part_channels
+        pieces = np.split(x, np.cumsum(channels)[:-1], axis=3)
+        return np.concatenate([pack_codes(engine, p) for p in pieces], axis=3).tobytes()
 
     def read_output(self, memory: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Output codes, shape (n_samples, out_height, out_width, n_rows), of the memory."""
@@ -180,7 +182,8 @@ def _place(
         raise GshwError(
             f"base_address must be a multiple of {ALIGNMENT_BYTES}, not {base_address:#x}"
         )
-    builder, source, result = lowering.builder, lowering.source, lowering.result
+    builder, result = lowering.builder, lowering.result
+    source = joined_parts(lowering.sources)
     data = base_address + aligned((len(builder.steps) + 1) * INSTRUCTION_BYTES)
     stop = data + result.address + result.n_bytes
     limit = 1 << config.bus.address_width

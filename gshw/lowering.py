@@ -14,7 +14,14 @@ from gshw.layout import group_fields, record_fields, word_width
 from gshw.plan import N_LOOPS, Command, Plan, WeightTile
 from gshw.program import INSTRUCTION_BYTES, Opcode
 from gshw.program_builder import ProgramBuilder
-from gshw.transfers import LATENCY_CYCLES, Transfer, Transfers, input_shape, tensor_layout
+from gshw.transfers import (
+    LATENCY_CYCLES,
+    Transfer,
+    Transfers,
+    input_shape,
+    part_layouts,
+    tensor_layout,
+)
 
 ALIGNMENT_BYTES = 64
 """Everything in memory starts at a multiple of this."""
@@ -87,8 +94,8 @@ class Lowering:
         The steps.
     records_address
         Of the records; the groups lie at 0.
-    source, result
-        The layer's tensors in memory.
+    sources, result
+        The layer's tensors in memory, the input by parts.
     estimated_cycles
         Length of the program.
     cost
@@ -105,11 +112,12 @@ class Lowering:
         self.records_address = aligned(plan.image.n_groups * self._group_bytes)
         address = self.records_address + aligned(plan.image.n_records * self._record_bytes)
         size = input_shape(plan, height, width)
-        shape = (n_samples, *size, layer.geometry.stored_channels)
-        self.source = tensor_layout(config, shape, address)
+        channels = layer.geometry.stored_part_channels
+        self.sources = part_layouts(config, (n_samples, *size), channels, address)
+        end = max(source.address + source.n_bytes for source in self.sources)
         shape = (n_samples, *plan.output_shape, layer.n_rows)
-        self.result = tensor_layout(config, shape, address + aligned(self.source.n_bytes))
-        self._transfers = Transfers(config, plan, self.source, self.result)
+        self.result = tensor_layout(config, shape, aligned(end))
+        self._transfers = Transfers(config, plan, self.sources, self.result)
         self._input = _slots(engine.bank_depth, slots.input)
         self._output = _slots(engine.output_depth, slots.output)
         self._groups = _slots(engine.group_buffer_depth, slots.groups)

@@ -387,9 +387,9 @@ def stored_items(
                 y * step_y : y * step_y + height,
                 column_x * step_x : column_x * step_x + width,
             ]
-            stored[
-                item_set, column, : part.shape[0], : part.shape[1], : geometry.stored_channels
-            ] = part
+            stored[item_set, column, : part.shape[0], : part.shape[1]] = geometry.pad_pixels(
+                config, part
+            )
     words = stored.reshape(
         plan.n_sets, config.columns, height * width * plan.input_words, config.lanes, config.block
     )

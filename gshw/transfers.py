@@ -6,7 +6,7 @@ A tensor in memory is channel-last: element (sample, y, x, channel) at pixel
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ class Transfer:
 
 @dataclass(frozen=True)
 class TensorLayout:
-    """A tensor in memory.
+    """A tensor in memory, or some pixels or channels of one.
 
     Parameters
     ----------
@@ -43,26 +43,72 @@ class TensorLayout:
         Of its first byte.
     shape
         (n_samples, height, width, channels).
-    pixel_bytes
-        From one pixel to the next.
+    run_bytes
+        Of one pixel's channels.
+    strides
+        Bytes from one sample, line and pixel to the next.
     """
 
     address: int
     shape: tuple[int, int, int, int]
-    pixel_bytes: int
+    run_bytes: int
+    strides: tuple[int, int, int]
 
     @property
     def n_bytes(self) -> int:
-        return self.shape[0] * self.shape[1] * self.shape[2] * self.pixel_bytes
+        """From the first byte to the last one's end."""
+        last = sum((n - 1) * s for n, s in zip(self.shape[:3], self.strides, strict=True))
+        return last + self.run_bytes
 
     def offset(self, sample: int, y: int, x: int) -> int:
         """Bytes from the tensor's start to a pixel."""
-        return ((sample * self.shape[1] + y) * self.shape[2] + x) * self.pixel_bytes
+        return sample * self.strides[0] + y * self.strides[1] + x * self.strides[2]
+
+    def every(self, step: tuple[int, int]) -> "TensorLayout":
+        """Every ``step``-th line and pixel, from the first on."""
+        samples, height, width, channels = self.shape
+        shape = (samples, -(-height // step[0]), -(-width // step[1]), channels)
+        sample, line, pixel = self.strides
+        return replace(self, shape=shape, strides=(sample, line * step[0], pixel * step[1]))
+
+
+def _channel_bytes(config: Config, n_channels: int) -> int:
+    return -(-n_channels * config.engine.activation_width // 8)
 
 
 def tensor_layout(config: Config, shape: tuple[int, int, int, int], address: int) -> TensorLayout:
     """Channel-last, every pixel in whole bytes."""
-    return TensorLayout(address, shape, -(-shape[3] * config.engine.activation_width // 8))
+    (layout,) = part_layouts(config, shape[:3], (shape[3],), address)
+    return layout
+
+
+def part_layouts(
+    config: Config, size: tuple[int, int, int], channels: Sequence[int], address: int
+) -> tuple[TensorLayout, ...]:
+    """Parts of one channel-last tensor, each in whole bytes.
+
+    Parameters
+    ----------
+    size
+        (n_samples, height, width).
+    channels
+        Of each part.
+    """
+    run_bytes = [_channel_bytes(config, n) for n in channels]
+    pixel = sum(run_bytes)
+    strides = (size[1] * size[2] * pixel, size[2] * pixel, pixel)
+    starts = itertools.accumulate(run_bytes, initial=address)
+    return tuple(
+        TensorLayout(start, (*size, n), length, strides)
+        for start, n, length in zip(starts, channels, run_bytes, strict=False)
+    )
+
+
+def joined_parts(parts: Sequence[TensorLayout]) -> TensorLayout:
+    """The whole of what :func:`part_layouts` cut up."""
+    channels = sum(part.shape[3] for part in parts)
+    run_bytes = sum(part.run_bytes for part in parts)
+    return replace(parts[0], shape=(*parts[0].shape[:3], channels), run_bytes=run_bytes)
 
 
 @dataclass(frozen=True)
@@ -185,15 +231,19 @@ class Transfers:
     ----------
     config, plan
         What tiles there are.
-    source, result
-        Tensors in memory; of unfolded layers the source holds the windows.
+    sources
+        The layer's input in memory, one per part; of unfolded layers it holds the windows.
+    result
+        Its output.
     """
 
     def __init__(
-        self, config: Config, plan: Plan, source: TensorLayout, result: TensorLayout
+        self, config: Config, plan: Plan, sources: Sequence[TensorLayout], result: TensorLayout
     ) -> None:
-        self.config, self.plan, self.source, self.result = config, plan, source, result
+        self.config, self.plan, self.sources, self.result = config, plan, sources, result
         engine = config.engine
+        self._part_words = plan.geometry.part_words(engine)
+        self._part_starts = tuple(itertools.accumulate(self._part_words, initial=0))[:-1]
         self._zero = np.zeros((engine.columns, engine.bank_depth), dtype=np.bool_)
 
     def _instructions(
@@ -221,15 +271,17 @@ class Transfers:
 
     # --- load --------------------------------------------------------------------------------
 
-    def _rectangles(self, item: NDArray[np.int64]) -> tuple[Rectangle, list[Rectangle], int]:
-        """Of one item: the pixels in memory, the padding around them, and where the first lies."""
+    def _rectangles(
+        self, item: NDArray[np.int64]
+    ) -> tuple[Rectangle, list[Rectangle], tuple[int, int, int]]:
+        """Of one item: the pixels in memory, the padding around them, and the first's place."""
         geometry = self.plan.geometry
         padding = (0, 0) if geometry.unfold else geometry.padding
         sample, *corner = (int(n) for n in item)
         needed, low, high, first = [], [], [], []
         for axis in range(2):
             start = corner[axis] * self.plan.stored_stride[axis] - padding[axis]
-            extent = self.source.shape[1 + axis]
+            extent = self.sources[0].shape[1 + axis]
             needed.append(min(self.plan.input_shape[axis], extent + padding[axis] - start))
             low.append(min(max(0, -start), needed[axis]))
             high.append(max(low[axis], min(needed[axis], extent - start)))
@@ -241,8 +293,7 @@ class Transfers:
             Rectangle(low[0], high[0], 0, low[1]),
             Rectangle(low[0], high[0], high[1], needed[1]),
         ]
-        offset = 0 if inside.empty else self.source.offset(sample, first[0], first[1])
-        return inside, [part for part in around if not part.empty], offset
+        return inside, [part for part in around if not part.empty], (sample, first[0], first[1])
 
     def loads(self, tile: StreamTile, base: int) -> list[Transfer]:
         """Fill the padding of a tile's items and load the rest to the scratchpad at ``base``.
@@ -258,41 +309,46 @@ class Transfers:
             items = self._zero[column, base : base + plan.n_sets * words].reshape(
                 plan.n_sets, height, width, plan.input_words
             )
-            places: list[tuple[int, object, int]] = []
+            places: list[tuple[int, Rectangle, tuple[int, int, int]]] = []
             for item_set, item in enumerate(tile.items[:, column]):
                 if item[0] < 0:
                     continue
-                inside, around, offset = self._rectangles(item)
+                inside, around, pixel = self._rectangles(item)
                 for part in around:
                     if not items[item_set][part.slices].all():
                         masks = fills.setdefault(part, [0] * plan.n_sets)
                         masks[item_set] |= 1 << column
                         items[item_set][part.slices] = True
                 if not inside.empty:
-                    places.append((item_set, inside, offset))
+                    places.append((item_set, inside, pixel))
                     items[item_set][inside.slices] = False
-            for first, kind, offset, sets in _equal_steps(places):
-                assert isinstance(kind, Rectangle)
-                loads += self._load(base + first * words, column, kind, offset, sets)
+            for part, source in enumerate(self.sources):
+                offsets: list[tuple[int, object, int]] = [
+                    (item_set, inside, source.offset(*pixel)) for item_set, inside, pixel in places
+                ]
+                for first, kind, offset, sets in _equal_steps(offsets):
+                    assert isinstance(kind, Rectangle)
+                    loads += self._load(base + first * words, part, column, kind, offset, sets)
         return self._fills(base, fills) + loads
 
     def _load(
-        self, word: int, column: int, inside: Rectangle, offset: int, sets: Loop
+        self, word: int, part: int, column: int, inside: Rectangle, offset: int, sets: Loop
     ) -> Iterator[Transfer]:
-        plan = self.plan
+        plan, source = self.plan, self.sources[part]
         run, loops = _pixel_loops(
             self.config,
-            self.source,
+            source,
             (inside.bottom - inside.top, inside.right - inside.left),
             plan.pitch,
+            self._part_words[part],
             plan.input_words,
             (*sets[:2], plan.item_input_words),
         )
         corner = (inside.top * plan.pitch + inside.left) * plan.input_words
         return self._instructions(
             Opcode.LOAD_ACTIVATIONS,
-            self.source.address + offset,
-            word + corner,
+            source.address + offset,
+            word + corner + self._part_starts[part],
             run,
             loops,
             {"columns": 1 << column},
@@ -347,6 +403,7 @@ class Transfers:
                     size,
                     plan.item_shape[1],
                     plan.output_words,
+                    plan.output_words,
                     (*sets[:2], plan.item_output_words),
                 )
                 stores += self._instructions(
@@ -365,6 +422,7 @@ def _pixel_loops(
     tensor: TensorLayout,
     size: tuple[int, int],
     pitch: int,
+    run_words: int,
     pixel_words: int,
     sets: Loop,
 ) -> tuple[int, list[Loop]]:
@@ -376,14 +434,17 @@ def _pixel_loops(
         Pixels (height, width).
     pitch
         Pixels of a line in the buffer.
+    run_words, pixel_words
+        Words that the tensor fills of a pixel, and words of a pixel.
     """
     fills_rows = tensor.shape[3] % config.engine.channels_per_row == 0
+    _, line, pixel = tensor.strides
     return merge_loops(
-        tensor.pixel_bytes,
-        pixel_words if fills_rows else None,
+        tensor.run_bytes,
+        run_words if fills_rows else None,
         [
-            (size[1], tensor.pixel_bytes, pixel_words),
-            (size[0], tensor.shape[2] * tensor.pixel_bytes, pitch * pixel_words),
+            (size[1], pixel, pixel_words),
+            (size[0], line, pitch * pixel_words),
             sets,
         ],
         _MAX_RUN_BYTES,

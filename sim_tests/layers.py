@@ -21,7 +21,7 @@ from gshw.encoding import (
     encode_layer,
     scatter_rows,
 )
-from gshw.geometry import Geometry, LayerKind
+from gshw.geometry import Geometry, LayerKind, Part
 from gshw.image import LayerImage
 from gshw.plan import Plan
 
@@ -157,14 +157,25 @@ def _random_geometry(
             for flat, value in ((1, kernel), (1, stride), (0, padding), (1, dilation))
         )
         extent[0] = 1
+    in_channels, parts, unfold = int(rng.integers(1, 2 * pixel + 1)), (), False
+    match rng.choice(("plain", "unfold", "parts"), p=(0.5, 0.3, 0.2)):
+        case "unfold":
+            unfold = True
+        case "parts":
+            parts = tuple(
+                Part(int(rng.integers(1, pixel + 1)), int(rng.integers(1, 3)))
+                for _ in range(rng.integers(1, 4))
+            )
+            in_channels = sum(part.channels for part in parts)
     geometry = Geometry(
         kind=LayerKind.CONV1D if one_dimensional else LayerKind.CONV2D,
-        in_channels=int(rng.integers(1, 2 * pixel + 1)),
+        in_channels=in_channels,
         kernel=kernel,
         stride=stride,
         padding=padding,
         dilation=dilation,
-        unfold=bool(rng.random() < 0.3),
+        unfold=unfold,
+        parts=parts,
     )
     return geometry, (extent[0], extent[1])
 
@@ -183,8 +194,8 @@ def _fits(config: EngineConfig, geometry: Geometry, n_rows: int) -> bool:
 def random_case(rng: np.random.Generator, config: EngineConfig, *, cycle_goal: int) -> Case:
     """A random layer of about ``cycle_goal`` groups at most, over all its positions.
 
-    Linear, Conv1d or Conv2d with stride, padding, dilation or unfolding; any density from empty to
-    dense; consecutive, scattered or random bundles; now and then a mask that keeps zeros.
+    Linear, Conv1d or Conv2d with stride, padding, dilation, unfolding or parts; any density from
+    empty to dense; consecutive, scattered or random bundles; now and then a mask that keeps zeros.
     """
     while True:
         geometry, (height, width) = _random_geometry(rng, config)

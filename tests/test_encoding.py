@@ -22,7 +22,7 @@ from gshw.encoding import (
     scatter_rows,
 )
 from gshw.errors import GshwError
-from gshw.geometry import Geometry, LayerKind
+from gshw.geometry import Geometry, LayerKind, Part
 from gshw.image import drain_records
 from tests.strategies import all_engines, conv, random_layer, random_weights
 
@@ -39,6 +39,7 @@ GEOMETRIES = {
     "conv5d2": conv(5, (2, 3), dilation=(2, 1)),
     "conv147": conv(147, (1, 2)),
     "conv3unfold": conv(3, (5, 5), stride=(2, 1), padding=(2, 0), unfold=True),
+    "conv_parts": conv(40, (1, 2), parts=(Part(5, 3), Part(35))),
     "conv1d": Geometry(
         kind=LayerKind.CONV1D, in_channels=20, kernel=(1, 5), padding=(0, 2), stride=(1, 3)
     ),
@@ -54,16 +55,27 @@ def place_of_column(config: EngineConfig, geometry: Geometry, column: int) -> tu
     channels = geometry.in_channels
     if geometry.unfold:
         channels *= geometry.kernel[0] * geometry.kernel[1]
-    tap, channel = divmod(column, channels)
-    block, inner = divmod(channel, config.block)
-    words_per_tap = 0
-    while words_per_tap * config.lanes * config.block < channels:
-        words_per_tap += 1
-    return tap * words_per_tap + block // config.lanes, block % config.lanes, inner
+    pieces = [channels]
+    if geometry.parts:
+        pieces = [part.channels for part in geometry.parts for _ in range(part.repeats)]
+    tap, channel = divmod(column, sum(pieces))
+    words_per_tap, first_word = 0, None
+    for piece in pieces:
+        if first_word is None and channel < piece:
+            first_word, inside = words_per_tap, channel
+        channel -= piece
+        filled = 0
+        while filled < piece:
+            words_per_tap, filled = words_per_tap + 1, filled + config.lanes * config.block
+    block, inner = divmod(inside, config.block)
+    word = tap * words_per_tap + first_word + block // config.lanes
+    return word, block % config.lanes, inner
 
 
 def column_places(config: EngineConfig, geometry: Geometry) -> dict[tuple[int, int, int], int]:
-    n_columns = geometry.kernel[0] * geometry.kernel[1] * geometry.in_channels
+    channels = sum(part.channels * part.repeats for part in geometry.parts)
+    channels = channels or geometry.in_channels
+    n_columns = geometry.kernel[0] * geometry.kernel[1] * channels
     return {place_of_column(config, geometry, c): c for c in range(n_columns)}
 
 

@@ -11,7 +11,7 @@ import pytest
 from gshw.config import load_config
 from gshw.encoding import Requantisation, decode_weights, encode_layer
 from gshw.errors import GshwError
-from gshw.geometry import Geometry, LayerKind
+from gshw.geometry import Geometry, LayerKind, Part
 from gshw.golden import accumulate, check_activations, requantise, run_layer, unfold_windows
 from tests.strategies import (
     all_engines,
@@ -36,6 +36,15 @@ def conv1d(in_channels: int, kernel: int, stride: int, padding: int, dilation: i
     )
 
 
+def columns_of_a_tap(geometry: Geometry) -> list[int]:
+    """Input channels in the order of the columns: every part as often as it is repeated."""
+    channels, start = [], 0
+    for part in geometry.parts or (Part(geometry.in_channels),):
+        channels += list(range(start, start + part.channels)) * part.repeats
+        start += part.channels
+    return channels
+
+
 def naive_sum(geometry: Geometry, row: list[int], x: np.ndarray, y: int, column: int) -> int:
     """One accumulator by loops over the window; ``x`` is (height, width, channels)."""
     total, index = 0, 0
@@ -44,7 +53,7 @@ def naive_sum(geometry: Geometry, row: list[int], x: np.ndarray, y: int, column:
             in_y = y * geometry.stride[0] + ky * geometry.dilation[0] - geometry.padding[0]
             in_x = column * geometry.stride[1] + kx * geometry.dilation[1] - geometry.padding[1]
             inside = 0 <= in_y < x.shape[0] and 0 <= in_x < x.shape[1]
-            for channel in range(geometry.in_channels):
+            for channel in columns_of_a_tap(geometry):
                 if inside:
                     total += row[index] * int(x[in_y, in_x, channel])
                 index += 1
@@ -68,6 +77,7 @@ CASES = {
     "strided": (conv(2, (3, 2), stride=(2, 3), padding=(1, 0)), (1, 7, 8)),
     "dilated": (conv(2, (2, 3), dilation=(3, 2), padding=(2, 2)), (1, 5, 6)),
     "unfolded": (conv(3, (3, 3), stride=(1, 2), padding=(1, 2), unfold=True), (2, 5, 4)),
+    "parts": (conv(7, (2, 2), padding=(1, 0), parts=(Part(2), Part(5, 2))), (2, 3, 4)),
     "conv1d": (conv1d(4, 5, 2, 3, 2), (2, 1, 11)),
 }
 ENGINES = ["tiny", "hybrid16", "block16", "direct2x2", "vertical4", "vertical8"]

@@ -10,7 +10,7 @@ import pytest
 from gshw.config import BusConfig, Config
 from gshw.cycles import plan_cycles
 from gshw.errors import GshwError
-from gshw.geometry import Geometry
+from gshw.geometry import Geometry, Part
 from gshw.golden import run_layer
 from gshw.image import LayerImage
 from gshw.lower import lower_layer
@@ -31,6 +31,8 @@ SHAPES = {
     "strided": (conv(8, (2, 3), stride=(2, 3), padding=(0, 1)), 1, (11, 17)),
     "dilated": (conv(5, (3, 2), dilation=(2, 1), padding=(2, 2)), 2, (6, 7)),
     "pointwise": (conv(12, (1, 1)), 2, (7, 5)),
+    "parts": (conv(9, (3, 3), padding=(1, 1), parts=(Part(6), Part(3, 2))), 2, (7, 6)),
+    "part_rows": (conv(16, (1, 1), parts=(Part(8, 3), Part(8))), 2, (5, 4)),
     "unfolded": (conv(1, (3, 3), unfold=True, padding=(1, 0)), 1, (12, 12)),
 }
 WHOLE_MEMORY = 0xA5
@@ -194,7 +196,7 @@ def test_sets_with_nothing_in_between_are_left_alone():
     (tile,) = plan.stream_tiles()
     tile.items[1] = -1
     source = tensor_layout(config, (4, 2, 2, 16), 0)
-    transfers = Transfers(config, plan, source, tensor_layout(config, (4, 2, 2, 4), 4096))
+    transfers = Transfers(config, plan, (source,), tensor_layout(config, (4, 2, 2, 4), 4096))
     touched = set()
     for transfer in transfers.loads(tile, 0):
         values = transfer.values
