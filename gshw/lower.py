@@ -15,7 +15,7 @@ from gshw.encoding import EncodedLayer
 from gshw.errors import GshwError
 from gshw.golden import check_activations, unfold_windows
 from gshw.image import LayerImage
-from gshw.lowering import ALIGNMENT_BYTES, Lowering, Slots, aligned
+from gshw.lowering import ALIGNMENT_BYTES, Lowering, Slots, aligned, own_memory
 from gshw.plan import Plan
 from gshw.program import INSTRUCTION_BYTES, assemble
 from gshw.program_model import pack_codes, unpack_codes
@@ -159,31 +159,46 @@ def lower_layer(
         For a foreign layer, one that does not fit the buffers, or a memory beyond the bus.
     """
     image = image or LayerImage(config.engine, layer)
+    _, lowering = choose_plan(config, image, n_samples, height, width)
+    return _place(config, image, lowering, base_address)
+
+
+def choose_plan(
+    config: Config, image: LayerImage, n_samples: int, height: int, width: int
+) -> tuple[Slots, Lowering]:
+    """The division of the buffers whose program is shortest, as a program of its own.
+
+    Raises
+    ------
+    GshwError
+        For a layer that does not fit the buffers.
+    """
     plans = _plans(config, image, n_samples, height, width)
     fewest = min(_n_commands(plan) for _, plan in plans)
-    best: Lowering | None = None
+    best: tuple[Slots, Lowering] | None = None
     for slots, plan in plans:
         # Weights that are loaded again at every position are worth no closer look.
         if _n_commands(plan) > 8 * fewest + 64:
             continue
-        lowering = Lowering(config, plan, slots, n_samples, height, width)
-        if best is None or lowering.cost < best.cost:
-            best = lowering
+        memory = own_memory(config, plan, n_samples, height, width)
+        lowering = Lowering(config, plan, slots, memory)
+        if best is None or lowering.cost < best[1].cost:
+            best = slots, lowering
     assert best is not None, "the plan of fewest commands is looked at"
-    return _place(config, image, best, base_address)
+    return best
 
 
 def _place(
     config: Config, image: LayerImage, lowering: Lowering, base_address: int
 ) -> LayerProgram:
     """Give everything its address: the program first, then what it reads and writes."""
-    name = image.layer.name
+    name, memory = image.layer.name, lowering.memory
     if base_address < 0 or base_address % ALIGNMENT_BYTES:
         raise GshwError(
             f"base_address must be a multiple of {ALIGNMENT_BYTES}, not {base_address:#x}"
         )
-    builder, result = lowering.builder, lowering.result
-    source = joined_parts(lowering.sources)
+    builder, result = lowering.builder, memory.result
+    source = joined_parts(memory.sources)
     data = base_address + aligned((len(builder.steps) + 1) * INSTRUCTION_BYTES)
     stop = data + result.address + result.n_bytes
     limit = 1 << config.bus.address_width
@@ -201,7 +216,7 @@ def _place(
         segments=(
             Segment("program", base_address, program),
             Segment("groups", data, groups),
-            Segment("records", data + lowering.records_address, image.pack_records().tobytes()),
+            Segment("records", data + memory.records, image.pack_records().tobytes()),
         ),
         input_layout=dataclasses.replace(source, address=data + source.address),
         output_layout=dataclasses.replace(result, address=data + result.address),

@@ -16,6 +16,7 @@ from gshw.program import INSTRUCTION_BYTES, Opcode
 from gshw.program_builder import ProgramBuilder
 from gshw.transfers import (
     LATENCY_CYCLES,
+    TensorLayout,
     Transfer,
     Transfers,
     input_shape,
@@ -74,28 +75,100 @@ class _Waiting:
     after: int | None
 
 
-def _slots(depth: int, n_slots: int) -> list[_Slot]:
-    return [_Slot(index * (depth // n_slots)) for index in range(n_slots)]
+def _slots(depth: int, n_slots: int, used_by: int | None) -> list[_Slot]:
+    return [_Slot(index * (depth // n_slots), used_by=used_by) for index in range(n_slots)]
+
+
+def group_bytes(config: Config) -> int:
+    """Of one group word in memory."""
+    return -(-word_width(group_fields(config.engine)) // 32) * 4
+
+
+def record_bytes(config: Config) -> int:
+    """Of one record in memory."""
+    return -(-word_width(record_fields(config.engine)) // 32) * 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerMemory:
+    """Where a layer's data lie.
+
+    Parameters
+    ----------
+    groups, records
+        Addresses of the packed words.
+    sources
+        The input, by parts; of an unfolded layer its windows.
+    result
+        The output.
+    """
+
+    groups: int
+    records: int
+    sources: tuple[TensorLayout, ...]
+    result: TensorLayout
+
+
+def own_memory(
+    config: Config, plan: Plan, n_samples: int, height: int, width: int, address: int = 0
+) -> LayerMemory:
+    """Everything of one layer side by side, from an address on.
+
+    Parameters
+    ----------
+    n_samples, height, width
+        Of the layer's input, before padding.
+    """
+    layer = plan.image.layer
+    records = address + aligned(plan.image.n_groups * group_bytes(config))
+    start = records + aligned(plan.image.n_records * record_bytes(config))
+    size = (n_samples, *input_shape(plan, height, width))
+    sources = part_layouts(config, size, layer.geometry.stored_part_channels, start)
+    end = max(source.address + source.n_bytes for source in sources)
+    shape = (n_samples, *plan.output_shape, layer.n_rows)
+    return LayerMemory(
+        groups=address,
+        records=records,
+        sources=sources,
+        result=tensor_layout(config, shape, aligned(end)),
+    )
+
+
+@dataclass(frozen=True)
+class Before:
+    """Steps that a layer's program must wait for, where another one came before.
+
+    Parameters
+    ----------
+    inputs
+        After it the inputs are in memory and the scratchpad is free; one of compute.
+    run
+        The last command, after which the group and row buffers are free.
+    store
+        The last store, after which the output buffer is free.
+    """
+
+    inputs: int
+    run: int
+    store: int
 
 
 class Lowering:
-    """Steps of a layer's program. Addresses count from the program's end.
+    """Steps of a layer's program.
 
     Parameters
     ----------
     plan
         Made for buffers that are as small as their slots.
-    n_samples, height, width
-        Of the layer's input, before padding.
+    memory
+        Where the layer's data lie; addresses in the steps count as these do.
+    builder, before
+        A program to go on with, and what of it to wait for.
 
     Attributes
     ----------
     builder
         The steps.
-    records_address
-        Of the records; the groups lie at 0.
-    sources, result
-        The layer's tensors in memory, the input by parts.
     estimated_cycles
         Length of the program.
     cost
@@ -103,28 +176,26 @@ class Lowering:
     """
 
     def __init__(
-        self, config: Config, plan: Plan, slots: Slots, n_samples: int, height: int, width: int
+        self,
+        config: Config,
+        plan: Plan,
+        slots: Slots,
+        memory: LayerMemory,
+        *,
+        builder: ProgramBuilder | None = None,
+        before: Before | None = None,
     ) -> None:
-        self.config, self.plan = config, plan
-        engine, layer = config.engine, plan.image.layer
-        self._group_bytes = -(-word_width(group_fields(engine)) // 32) * 4
-        self._record_bytes = -(-word_width(record_fields(engine)) // 32) * 4
-        self.records_address = aligned(plan.image.n_groups * self._group_bytes)
-        address = self.records_address + aligned(plan.image.n_records * self._record_bytes)
-        size = input_shape(plan, height, width)
-        channels = layer.geometry.stored_part_channels
-        self.sources = part_layouts(config, (n_samples, *size), channels, address)
-        end = max(source.address + source.n_bytes for source in self.sources)
-        shape = (n_samples, *plan.output_shape, layer.n_rows)
-        self.result = tensor_layout(config, shape, aligned(end))
-        self._transfers = Transfers(config, plan, self.sources, self.result)
-        self._input = _slots(engine.bank_depth, slots.input)
-        self._output = _slots(engine.output_depth, slots.output)
-        self._groups = _slots(engine.group_buffer_depth, slots.groups)
-        self._records = _slots(engine.row_buffer_depth, slots.records)
+        self.config, self.plan, self.memory = config, plan, memory
+        engine = config.engine
+        self._transfers = Transfers(config, plan, memory.sources, memory.result)
+        inputs, run, store = (before.inputs, before.run, before.store) if before else (None,) * 3
+        self._input = _slots(engine.bank_depth, slots.input, inputs)
+        self._output = _slots(engine.output_depth, slots.output, store)
+        self._groups = _slots(engine.group_buffer_depth, slots.groups, run)
+        self._records = _slots(engine.row_buffer_depth, slots.records, run)
         self._chunks = self._record_chunks(engine.row_buffer_depth // slots.records)
         self._lengths: dict[tuple[int, int], int] = {}
-        self.builder = ProgramBuilder()
+        self.builder = ProgramBuilder() if builder is None else builder
         self._emit()
         self.estimated_cycles = self.builder.estimate()
         fetch_cycles = len(self.builder.steps) * INSTRUCTION_BYTES // config.bus.data_bytes
@@ -231,7 +302,8 @@ class Lowering:
     def _groups_slot(self, tile: WeightTile, loads: list[_Waiting]) -> _Slot:
         slot, missing = self._find(self._groups, (tile.group_start, tile.group_stop))
         if missing:
-            self._load_words(Opcode.LOAD_GROUPS, slot, 0, self._group_bytes, loads)
+            address, word_bytes = self.memory.groups, group_bytes(self.config)
+            self._load_words(Opcode.LOAD_GROUPS, slot, address, word_bytes, loads)
         return slot
 
     def _records_slot(self, tile: WeightTile, loads: list[_Waiting]) -> _Slot | None:
@@ -240,7 +312,7 @@ class Lowering:
             return None
         slot, missing = self._find(self._records, self._chunks[tile.record_start])
         if missing:
-            address, word_bytes = self.records_address, self._record_bytes
+            address, word_bytes = self.memory.records, record_bytes(self.config)
             self._load_words(Opcode.LOAD_RECORDS, slot, address, word_bytes, loads)
         return slot
 
