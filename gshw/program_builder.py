@@ -46,6 +46,14 @@ class ProgramBuilder:
         self.steps.append(Step(opcode, values, tuple(after), n_cycles))
         return len(self.steps) - 1
 
+    def last(self, unit: Unit) -> int:
+        """The last step of a unit, which must have one."""
+        return next(
+            number
+            for number in reversed(range(len(self.steps)))
+            if self.steps[number].opcode.unit is unit
+        )
+
     def instructions(self, address: int = 0) -> list[Instruction]:
         """The program, tokens included; ``address`` is added to the steps' addresses."""
         tokens: list[dict[str, bool]] = [{} for _ in self.steps]

@@ -1,0 +1,1 @@
+"""Whole networks in the engine's integers: graph, golden executor, programs."""

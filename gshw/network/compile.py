@@ -1,0 +1,235 @@
+"""From an integer network to one program and its memory."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gshw.config import Config
+from gshw.errors import GshwError
+from gshw.golden import unfold_windows
+from gshw.image import LayerImage
+from gshw.lower import Segment, choose_plan
+from gshw.lowering import (
+    ALIGNMENT_BYTES,
+    Before,
+    LayerMemory,
+    Lowering,
+    Slots,
+    aligned,
+    group_bytes,
+    record_bytes,
+)
+from gshw.network.graph import MatrixNode, Network
+from gshw.plan import Plan
+from gshw.program import INSTRUCTION_BYTES, Opcode, Unit, assemble
+from gshw.program_builder import ProgramBuilder
+from gshw.program_model import pack_codes, unpack_codes
+from gshw.transfers import TensorLayout, tensor_layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeProgram:
+    """A node's share of the program.
+
+    Parameters
+    ----------
+    first, stop
+        Range of instructions, the header being 0.
+    """
+
+    name: str
+    first: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompiledNetwork:
+    """A network ready to run: one program, its memory, and where every tensor lies.
+
+    Parameters
+    ----------
+    segments
+        What must be in memory beforehand; the program is first.
+    layouts
+        Of every tensor; of an input that is unfolded, its windows.
+    n_bytes
+        All of the memory, from ``base_address`` on.
+    nodes
+        In order.
+    """
+
+    config: Config
+    network: Network
+    n_samples: int
+    segments: tuple[Segment, ...]
+    layouts: Mapping[str, TensorLayout]
+    base_address: int
+    n_bytes: int
+    nodes: tuple[NodeProgram, ...]
+
+    @property
+    def program(self) -> bytes:
+        """The binary program."""
+        return self.segments[0].data
+
+    @property
+    def program_address(self) -> int:
+        return self.segments[0].address
+
+    def input_bytes(self, name: str, codes: NDArray[np.int64]) -> bytes:
+        """What must lie at an input's address; ``codes`` as for the executor."""
+        for node in self.network.nodes:
+            geometry = self.network.layers[node.layer].geometry
+            if geometry.unfold and node.sources[0].tensor == name:
+                codes = unfold_windows(geometry, codes)
+        return pack_codes(self.config.engine, codes).tobytes()
+
+    def read_tensor(self, name: str, data: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Codes of the bytes of a tensor's layout."""
+        engine, layout = self.config.engine, self.layouts[name]
+        codes = unpack_codes(engine, data.reshape(*layout.shape[:3], -1))[..., : layout.shape[3]]
+        if self.network.tensors[name].signed:
+            width = engine.activation_width
+            codes = codes - ((codes >> (width - 1)) << width)
+        return codes
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A node with its tiling, before it has addresses."""
+
+    node: MatrixNode
+    image: LayerImage
+    slots: Slots
+    plan: Plan
+
+
+def compile_network(
+    config: Config,
+    network: Network,
+    n_samples: int = 1,
+    *,
+    base_address: int = 0,
+    on_node: Callable[[str], None] = lambda name: None,
+) -> CompiledNetwork:
+    """Tile, place and schedule a network.
+
+    Every tensor has memory of its own, so all of them can be compared after a run.
+
+    Parameters
+    ----------
+    on_node
+        Called with the name of every node before it is planned.
+
+    Raises
+    ------
+    GshwError
+        For another engine, a layer that does not fit the buffers, or too little memory.
+    """
+    engine = config.engine
+    network.check_config(engine)
+    if base_address < 0 or base_address % ALIGNMENT_BYTES:
+        raise GshwError(
+            f"base_address must be a multiple of {ALIGNMENT_BYTES}, not {base_address:#x}"
+        )
+    planned = []
+    for node in network.nodes:
+        on_node(node.name)
+        image = LayerImage(engine, network.layers[node.layer])
+        slots, lowering = choose_plan(config, image, n_samples, *network.input_size(node))
+        planned.append(_Planned(node, image, slots, lowering.plan))
+    layouts, end = _place_tensors(config, network, n_samples)
+    memories = []
+    for item in planned:
+        groups = end
+        records = groups + aligned(item.image.n_groups * group_bytes(config))
+        end = records + aligned(item.image.n_records * record_bytes(config))
+        sources = tuple(layouts[s.tensor].every(s.step) for s in item.node.sources)
+        memories.append(
+            LayerMemory(
+                groups=groups, records=records, sources=sources, result=layouts[item.node.output]
+            )
+        )
+    builder, nodes = _schedule(config, planned, memories)
+    data = base_address + aligned((len(builder.steps) + 1) * INSTRUCTION_BYTES)
+    _check_memory(config, data + end)
+    segments = [
+        Segment("program", base_address, assemble(engine.hash32, builder.instructions(data)))
+    ]
+    for item, memory in zip(planned, memories, strict=True):
+        name = item.node.name
+        groups = item.image.pack_groups(item.plan.pitch).tobytes()
+        segments.append(Segment(f"{name}.groups", data + memory.groups, groups))
+        records = item.image.pack_records().tobytes()
+        segments.append(Segment(f"{name}.records", data + memory.records, records))
+    return CompiledNetwork(
+        config=config,
+        network=network,
+        n_samples=n_samples,
+        segments=tuple(segments),
+        layouts={
+            name: dataclasses.replace(layout, address=data + layout.address)
+            for name, layout in layouts.items()
+        },
+        base_address=base_address,
+        n_bytes=data + end - base_address,
+        nodes=nodes,
+    )
+
+
+def _check_memory(config: Config, stop: int) -> None:
+    limit = 1 << config.bus.address_width
+    if stop > limit:
+        raise GshwError(
+            f"the network needs memory up to {stop - 1:#x}, beyond the bus's last address "
+            f"{limit - 1:#x}"
+        )
+
+
+def _place_tensors(
+    config: Config, network: Network, n_samples: int
+) -> tuple[dict[str, TensorLayout], int]:
+    """Layout of every tensor, from address 0 on, and the end of the last."""
+    shapes = {name: (*tensor.size, tensor.channels) for name, tensor in network.tensors.items()}
+    for node in network.nodes:
+        geometry = network.layers[node.layer].geometry
+        if not geometry.unfold:
+            continue
+        name = node.sources[0].tensor
+        readers = [other for other in network.nodes if name in {s.tensor for s in other.sources}]
+        if name not in network.inputs or len(readers) > 1:
+            raise GshwError(
+                f"node {node.name!r} is unfolded, so it must be the only one to read an input"
+            )
+        shapes[name] = (*geometry.output_size(*shapes[name][:2]), geometry.stored_channels)
+    layouts, address = {}, 0
+    for name, shape in shapes.items():
+        layouts[name] = tensor_layout(config, (n_samples, *shape), address)
+        address += aligned(layouts[name].n_bytes)
+    return layouts, address
+
+
+def _schedule(
+    config: Config, planned: list[_Planned], memories: list[LayerMemory]
+) -> tuple[ProgramBuilder, tuple[NodeProgram, ...]]:
+    """The steps of all nodes, one after the other.
+
+    Weights of the next node are loaded while the last results of the one before are stored; its
+    inputs wait for them.
+    """
+    builder = ProgramBuilder()
+    nodes = []
+    before: Before | None = None
+    for item, memory in zip(planned, memories, strict=True):
+        if nodes:
+            run, store = builder.last(Unit.COMPUTE), builder.last(Unit.STORE)
+            sync = builder.add(Opcode.SYNC, {}, (store,), 1)
+            before = Before(inputs=sync, run=run, store=store)
+        first = len(builder.steps)
+        Lowering(config, item.plan, item.slots, memory, builder=builder, before=before)
+        stop = len(builder.steps)
+        nodes.append(NodeProgram(name=item.node.name, first=first + 1, stop=stop + 1))
+    return builder, tuple(nodes)

@@ -1,0 +1,76 @@
+"""The golden executor: every tensor of a network, exactly."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gshw.config import EngineConfig
+from gshw.errors import GshwError
+from gshw.golden import run_layer
+from gshw.network.graph import MatrixNode, Network, Tensor
+
+
+def check_codes(config: EngineConfig, tensor: Tensor, codes: NDArray) -> NDArray[np.int64]:
+    """Validate codes for a tensor.
+
+    Raises
+    ------
+    GshwError
+        Naming the tensor: a wrong shape or dtype, or a code out of range.
+    """
+    x = np.asarray(codes)
+    if not np.issubdtype(x.dtype, np.integer):
+        raise GshwError(f"tensor {tensor.name!r}: codes must be integers, not {x.dtype}")
+    shape = (*tensor.size, tensor.channels)
+    if x.ndim != 4 or x.shape[1:] != shape or not x.shape[0]:
+        raise GshwError(
+            f"tensor {tensor.name!r} must have shape (samples, {shape[0]}, {shape[1]}, "
+            f"{shape[2]}), not {x.shape}"
+        )
+    low, high = config.activation_range(tensor.signed)
+    if x.min() < low or x.max() > high:
+        raise GshwError(
+            f"tensor {tensor.name!r}: codes must be within {low}..{high}, not {x.min()}..{x.max()}"
+        )
+    return x.astype(np.int64)
+
+
+def node_input(node: MatrixNode, codes: Mapping[str, NDArray[np.int64]]) -> NDArray[np.int64]:
+    """The parts of a node's input side by side, shape (n_samples, height, width, channels)."""
+    return np.concatenate(
+        [codes[s.tensor][:, :: s.step[0], :: s.step[1]] for s in node.sources], axis=3
+    )
+
+
+def execute(
+    config: EngineConfig,
+    network: Network,
+    inputs: Mapping[str, NDArray],
+    *,
+    on_node: Callable[[str], None] = lambda name: None,
+) -> dict[str, NDArray[np.int64]]:
+    """Codes of every tensor.
+
+    Parameters
+    ----------
+    inputs
+        Codes by name, shape (n_samples, height, width, channels) each.
+    on_node
+        Called with the name of every node before it is computed.
+
+    Raises
+    ------
+    GshwError
+        For another engine, or inputs that are missing or do not match.
+    """
+    network.check_config(config)
+    codes: dict[str, NDArray[np.int64]] = {}
+    for name in network.inputs:
+        if name not in inputs:
+            raise GshwError(f"input {name!r} is missing")
+        codes[name] = check_codes(config, network.tensors[name], inputs[name])
+    for node in network.nodes:
+        on_node(node.name)
+        codes[node.output] = run_layer(config, network.layers[node.layer], node_input(node, codes))
+    return codes

@@ -1,0 +1,173 @@
+"""The integer network: tensors of codes, and nodes that compute codes from codes.
+
+``docs/networks.md`` is the contract.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gshw.config import EngineConfig
+from gshw.encoding import EncodedLayer
+from gshw.errors import GshwError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensor:
+    """Codes of shape (n_samples, height, width, channels), channel-last.
+
+    Parameters
+    ----------
+    name
+        In its network.
+    size
+        (height, width).
+    scale
+        Float value of one code.
+    signed
+        Whether codes may be negative.
+    """
+
+    name: str
+    size: tuple[int, int]
+    channels: int
+    scale: float
+    signed: bool
+
+    def __post_init__(self) -> None:
+        if min(*self.size, self.channels) < 1:
+            raise GshwError(
+                f"tensor {self.name!r} must have at least one element, not "
+                f"{self.size[0]} x {self.size[1]} x {self.channels}"
+            )
+        if not 0 < self.scale < float("inf"):
+            raise GshwError(f"tensor {self.name!r}: scale must be positive, not {self.scale}")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A tensor as a node reads it: every ``step``-th line and pixel."""
+
+    tensor: str
+    step: tuple[int, int] = (1, 1)
+
+    def size_of(self, tensor: Tensor) -> tuple[int, int]:
+        """Lines and pixels that are read."""
+        return -(-tensor.size[0] // self.step[0]), -(-tensor.size[1] // self.step[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixNode:
+    """One encoded layer over its parts.
+
+    Parameters
+    ----------
+    layer
+        Name of the encoded layer, and of the node.
+    sources
+        One per part of the layer's geometry.
+    output
+        Tensor.
+    """
+
+    layer: str
+    sources: tuple[Source, ...]
+    output: str
+
+    @property
+    def name(self) -> str:
+        return self.layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A network ready to be compiled, checked as a whole.
+
+    Parameters
+    ----------
+    tensors
+        By name.
+    nodes
+        In an order of execution.
+    layers
+        Encoded layers by name.
+    inputs, outputs
+        Tensors that come from and go to the host.
+    provenance
+        Free text by key.
+
+    Raises
+    ------
+    GshwError
+        Naming the node or tensor: one that is unknown, written twice or read before it is
+        written; a shape, sign or number of parts that does not match the layer.
+    """
+
+    tensors: Mapping[str, Tensor]
+    nodes: tuple[MatrixNode, ...]
+    layers: Mapping[str, EncodedLayer]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in (*self.inputs, *self.outputs):
+            self._tensor("the network", name)
+        written = set(self.inputs)
+        for node in self.nodes:
+            for source in node.sources:
+                self._tensor(f"node {node.name!r}", source.tensor)
+                if source.tensor not in written:
+                    raise GshwError(
+                        f"node {node.name!r} reads {source.tensor!r} before it is written"
+                    )
+            self._tensor(f"node {node.name!r}", node.output)
+            if node.output in written:
+                raise GshwError(f"node {node.name!r}: tensor {node.output!r} is written twice")
+            written.add(node.output)
+            self._check_matrix(node)
+        for name in self.outputs:
+            if name not in written:
+                raise GshwError(f"output {name!r} is never written")
+
+    def _tensor(self, who: str, name: str) -> Tensor:
+        if name not in self.tensors:
+            raise GshwError(f"{who} names the tensor {name!r}, which there is not")
+        return self.tensors[name]
+
+    def _check_matrix(self, node: MatrixNode) -> None:
+        if node.layer not in self.layers:
+            raise GshwError(f"node {node.name!r}: no encoded layer of that name")
+        layer = self.layers[node.layer]
+        geometry, stage = layer.geometry, layer.requantisation
+        channels = [part.channels for part in geometry.parts] or [geometry.in_channels]
+        sources = [(source, self.tensors[source.tensor]) for source in node.sources]
+        found = [tensor.channels for _, tensor in sources]
+        if found != channels:
+            raise GshwError(f"node {node.name!r} must read parts of {channels} channels: {found}")
+        size = sources[0][0].size_of(sources[0][1])
+        for source, tensor in sources:
+            if source.size_of(tensor) != size:
+                raise GshwError(
+                    f"node {node.name!r}: parts must be of one size, {size}, not "
+                    f"{source.size_of(tensor)}"
+                )
+            if tensor.signed != stage.signed_input:
+                raise GshwError(
+                    f"node {node.name!r}: tensor {tensor.name!r} and the layer must have one sign"
+                )
+        output = self.tensors[node.output]
+        wanted = (geometry.output_size(*size), layer.n_rows, stage.signed_output)
+        if (output.size, output.channels, output.signed) != wanted:
+            raise GshwError(
+                f"node {node.name!r}: output must be (size, channels, signed) {wanted}, not "
+                f"{(output.size, output.channels, output.signed)}"
+            )
+
+    def check_config(self, config: EngineConfig) -> None:
+        """Refuse an engine that the layers were not encoded for."""
+        for layer in self.layers.values():
+            layer.check_config(config)
+
+    def input_size(self, node: MatrixNode) -> tuple[int, int]:
+        """Lines and pixels of a node's input, before padding."""
+        return node.sources[0].size_of(self.tensors[node.sources[0].tensor])

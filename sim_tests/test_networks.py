@@ -1,0 +1,31 @@
+"""Whole networks on the compiled ``gshw_axi``: every tensor and every counter."""
+
+import numpy as np
+
+from gshw.drivers.simulated import MemoryModel, SimulatedAccelerator
+from gshw.network.compile import compile_network
+from gshw.network.execute import execute
+from gshw.network.run import network_cycles, run_network
+from gshw.top import Top
+from gshw.verilate import build_library
+from rtl_gen.emit import cached_top_verilog
+from tests.network_cases import residual_network
+
+MODELS = (MemoryModel(), MemoryModel(read_latency=3, write_latency=90, interval=2))
+
+
+def test_a_residual_network_in_one_program(law_config):
+    engine = law_config.engine
+    network = residual_network(engine)
+    highest = engine.activation_range(False)[1]
+    library = build_library(cached_top_verilog(law_config, Top.AXI), top=Top.AXI)
+    for n_samples, model in zip((1, engine.columns + 1), MODELS, strict=True):
+        x = np.random.default_rng(n_samples).integers(0, highest + 1, (n_samples, 7, 6, 3))
+        compiled = compile_network(law_config, network, n_samples)
+        with SimulatedAccelerator(law_config, library, n_bytes=compiled.n_bytes) as core:
+            core.set_model(model)
+            run = run_network(core, compiled, {"image": x})
+        wanted = execute(engine, network, {"image": x})
+        for name, codes in wanted.items():
+            assert np.array_equal(run.codes[name], codes), name
+        assert network_cycles(compiled, model).counters == run.counters

@@ -1,0 +1,128 @@
+"""Networks: golden executor, compiled programs in the model of programs, bad input."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+
+from gshw.config import BusConfig, Config, load_config
+from gshw.errors import GshwError
+from gshw.golden import run_layer
+from gshw.network.compile import compile_network
+from gshw.network.execute import execute
+from gshw.network.graph import Source
+from gshw.program_model import ProgramModel
+from tests.network_cases import residual_network
+from tests.strategies import all_engines
+
+TINY = load_config("tiny").engine
+
+
+def raises(message: str):
+    return pytest.raises(GshwError, match=f"^{re.escape(message)}$")
+
+
+def image(engine, n_samples: int) -> np.ndarray:
+    rng = np.random.default_rng(n_samples)
+    return rng.integers(0, engine.activation_range(False)[1] + 1, (n_samples, 7, 6, 3))
+
+
+def test_executor_by_hand():
+    """Every node is its layer over the parts, subsampled and side by side."""
+    network = residual_network(TINY)
+    found = execute(TINY, network, {"image": image(TINY, 2)})
+    assert set(found) == set(network.tensors)
+    inputs = np.concatenate([found["block2.a"], found["block1.b"][:, ::2, ::2]], axis=3)
+    wanted = run_layer(TINY, network.layers["block2.b"], inputs)
+    assert np.array_equal(found["block2.b"], wanted)
+    assert len(np.unique(found["fc"])) > 1
+
+
+@pytest.mark.parametrize("name", sorted(all_engines()))
+def test_compiled_networks_equal_golden(name):
+    """All tensors, one program, no access that tokens do not order."""
+    engine = all_engines()[name]
+    network = residual_network(engine)
+    config = Config(name="test", engine=engine, bus=BusConfig(data_width=64))
+    for n_samples in (1, engine.columns + 1):
+        x = image(engine, n_samples)
+        wanted = execute(engine, network, {"image": x})
+        compiled = compile_network(config, network, n_samples, base_address=0x1000)
+        memory = np.zeros(compiled.n_bytes, dtype=np.uint8)
+        pieces = [(segment.address, segment.data) for segment in compiled.segments]
+        pieces.append((compiled.layouts["image"].address, compiled.input_bytes("image", x)))
+        for address, data in pieces:
+            start = address - compiled.base_address
+            memory[start : start + len(data)] = np.frombuffer(data, np.uint8)
+        ProgramModel(engine, memory, base_address=0x1000).run_at(compiled.program_address)
+        for node in network.nodes:
+            layout = compiled.layouts[node.output]
+            start = layout.address - compiled.base_address
+            codes = compiled.read_tensor(node.output, memory[start : start + layout.n_bytes])
+            assert np.array_equal(codes, wanted[node.output]), node.name
+
+
+def test_compiling_is_deterministic():
+    config = load_config("tiny")
+    programs = [compile_network(config, residual_network(TINY)).segments for _ in range(2)]
+    assert programs[0] == programs[1]
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+def changed(network, position: int, **changes):
+    """The network with one node changed."""
+    nodes = list(network.nodes)
+    nodes[position] = dataclasses.replace(nodes[position], **changes)
+    return dataclasses.replace(network, nodes=tuple(nodes))
+
+
+@pytest.mark.parametrize(
+    ("position", "changes", "message"),
+    [
+        (1, {"layer": "x"}, "node 'x': no encoded layer of that name"),
+        (1, {"output": "x"}, "node 'block1.a' names the tensor 'x', which there is not"),
+        (1, {"output": "stem"}, "node 'block1.a': tensor 'stem' is written twice"),
+        (1, {"sources": (Source("fc"),)}, "node 'block1.a' reads 'fc' before it is written"),
+        (
+            4,
+            {"sources": (Source("block2.a"),)},
+            "node 'block2.b' must read parts of [5, 5] channels: [5]",
+        ),
+        (
+            4,
+            {"sources": (Source("block2.a"), Source("block1.b"))},
+            "node 'block2.b': parts must be of one size, (4, 3), not (7, 6)",
+        ),
+    ],
+)
+def test_networks_that_do_not_fit_together(position, changes, message):
+    with raises(message):
+        changed(residual_network(TINY), position, **changes)
+
+
+def test_inputs_that_do_not_match():
+    network = residual_network(TINY)
+    good = image(TINY, 1)
+    for inputs, message in (
+        ({}, "input 'image' is missing"),
+        ({"image": good / 2}, "tensor 'image': codes must be integers, not float64"),
+        (
+            {"image": good[:, 1:]},
+            "tensor 'image' must have shape (samples, 7, 6, 3), not (1, 6, 6, 3)",
+        ),
+        ({"image": good + 256}, "tensor 'image': codes must be within 0..255, not 256..511"),
+    ):
+        if "256..511" in message:
+            inputs = {"image": np.clip(good + 256, 256, 511)}
+            inputs["image"][0, 0, 0, :2] = 256, 511
+        with raises(message):
+            execute(TINY, network, inputs)
+
+
+def test_memory_beyond_the_bus():
+    config = Config(name="test", engine=TINY, bus=BusConfig(data_width=32, address_width=16))
+    with pytest.raises(GshwError, match=r"^the network needs memory up to 0x\w+, beyond the bus's"):
+        compile_network(config, residual_network(TINY), base_address=0xFC00)
