@@ -156,17 +156,25 @@ class Network:
                     f"node {node.name!r}: tensor {tensor.name!r} and the layer must have one sign"
                 )
         output = self.tensors[node.output]
-        wanted = (geometry.output_size(*size), layer.n_rows, stage.signed_output)
-        if (output.size, output.channels, output.signed) != wanted:
+        wanted = (geometry.output_size(*size), layer.n_rows)
+        if (output.size, output.channels) != wanted:
             raise GshwError(
-                f"node {node.name!r}: output must be (size, channels, signed) {wanted}, not "
-                f"{(output.size, output.channels, output.signed)}"
+                f"node {node.name!r}: output must be (size, channels) {wanted}, not "
+                f"{(output.size, output.channels)}"
             )
 
     def check_config(self, config: EngineConfig) -> None:
-        """Refuse an engine that the layers were not encoded for."""
-        for layer in self.layers.values():
+        """Refuse an engine that the layers were not encoded for, and codes beyond a tensor's."""
+        for node in self.nodes:
+            layer = self.layers[node.layer]
             layer.check_config(config)
+            low, high = config.activation_range(self.tensors[node.output].signed)
+            stage = layer.requantisation
+            if stage.low < low or stage.high > high:
+                raise GshwError(
+                    f"node {node.name!r}: clamp must be within {low}..{high}, the codes of its "
+                    f"output, not {stage.low}..{stage.high}"
+                )
 
     def input_size(self, node: MatrixNode) -> tuple[int, int]:
         """Lines and pixels of a node's input, before padding."""

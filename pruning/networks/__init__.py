@@ -1,0 +1,1 @@
+"""Trained torch networks as networks of the engine's integers."""

@@ -1,0 +1,512 @@
+"""Any torch network as sums of matrix products, through torch.export."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from gshw.errors import GshwError
+from gshw.quantise import RangeMethod, activation_range
+from pruning.networks.affine import POINT, Affine, Pair, Term, Window, added, skip
+from pruning.networks.float_graph import FloatNetwork, FloatNode, FloatTensor
+
+aten = torch.ops.aten
+_PASSING = (
+    aten.dropout.default,
+    aten.dropout_.default,
+    aten.contiguous.default,
+    aten.clone.default,
+    aten.alias.default,
+    aten.detach.default,
+    aten.feature_dropout.default,
+)
+_SHAPING = (
+    aten.flatten.using_ints,
+    aten.view.default,
+    aten.reshape.default,
+    aten._unsafe_view.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.unsqueeze.default,
+)
+
+
+_ORIGINAL = ".parametrizations.weight.original"
+
+
+@dataclass(frozen=True)
+class _Value:
+    """What a place of the graph stands for.
+
+    Parameters
+    ----------
+    affine
+        Pending, or a tensor by itself.
+    tensor
+        Its name where it is just that.
+    axis
+        Of the channels in torch's shape; the pixels are the others but the first.
+    flattened
+        Channels and pixels (c, h, w) that torch has made one axis.
+    """
+
+    affine: Affine
+    tensor: str | None
+    axis: int
+    flattened: tuple[int, int, int] | None = None
+
+
+def _pair(value: Any, fill: int, *, flat: bool) -> Pair:
+    """A torch argument of one or two numbers as (height, width)."""
+    values = [value] if isinstance(value, int) else list(value)
+    if flat:
+        return fill, int(values[0])
+    return int(values[0]), int(values[-1])
+
+
+class Importer:
+    """Walks an exported graph, computing float values along the way.
+
+    Parameters
+    ----------
+    model
+        In evaluation mode.
+    example
+        A batch of calibration samples.
+    method, percentile
+        Of the ranges; see :func:`gshw.quantise.activation_range`.
+
+    Raises
+    ------
+    GshwError
+        From :meth:`run`: what torch.export cannot follow, and operators that are not supported,
+        with their place in the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Tensor,
+        method: RangeMethod = RangeMethod.PERCENTILE,
+        percentile: float = 99.99,
+    ) -> None:
+        self._program = _exported(model, example)
+        self._example = example
+        self._range = lambda x: activation_range(x, method, percentile=percentile)
+        self._floats: dict[fx.Node, Any] = {}
+        self._values: dict[fx.Node, _Value] = {}
+        self._keys: dict[fx.Node, str] = {}
+        self._tensors: dict[str, FloatTensor] = {}
+        self._nodes: list[FloatNode] = []
+        self._inputs: list[str] = []
+        self._rules: dict[Any, Callable[[fx.Node], _Value]] = self._make_rules()
+
+    def run(self) -> FloatNetwork:
+        """The float network."""
+        outputs: list[str] = []
+        with torch.no_grad():
+            self._bind_placeholders()
+            for node in self._program.graph.nodes:
+                if node.op == "output":
+                    results = node.args[0]
+                    for result in results if isinstance(results, tuple | list) else [results]:
+                        value = self._value(result)
+                        outputs.append(self._materialised(result, value))
+                elif node.op == "call_function":
+                    self._floats[node] = self._evaluate(node)
+                    if any(n in self._values for n in node.all_input_nodes):
+                        self._values[node] = self._interpret(node)
+                    else:
+                        # A weight that is computed, as a masked one.
+                        found = [self._keys[n] for n in node.all_input_nodes if n in self._keys]
+                        self._keys[node] = found[0] if found else node.name
+        return FloatNetwork(
+            tensors=self._tensors,
+            nodes=tuple(self._nodes),
+            inputs=tuple(self._inputs),
+            outputs=tuple(outputs),
+        )
+
+    # --- graph ---------------------------------------------------------------------------------
+
+    def _bind_placeholders(self) -> None:
+        state = self._program.state_dict | self._program.constants
+        nodes = {node.name: node for node in self._program.graph.nodes if node.op == "placeholder"}
+        for spec in self._program.graph_signature.input_specs:
+            node = nodes[spec.arg.name]
+            if spec.kind is InputKind.USER_INPUT:
+                self._floats[node] = self._example
+                self._values[node] = self._input(node)
+            else:
+                self._floats[node] = state[spec.target].detach()
+                self._keys[node] = str(spec.target)
+
+    def _input(self, node: fx.Node) -> _Value:
+        if self._inputs:
+            raise GshwError("the model must have one input")
+        self._inputs.append("input")
+        nonnegative = bool(self._example.min() >= 0)
+        return self._new_tensor(node, "input", 1, nonnegative=nonnegative)
+
+    def _evaluate(self, node: fx.Node) -> Any:
+        def of(argument: Any) -> Any:
+            return fx.node.map_arg(argument, lambda n: self._floats[n])
+
+        arguments, options = of(node.args), of(node.kwargs)
+        if _is_in_place(node):
+            arguments = (arguments[0].clone(), *arguments[1:])
+        return node.target(*arguments, **options)
+
+    def _interpret(self, node: fx.Node) -> _Value:
+        rule = self._rules.get(node.target)
+        if rule is None:
+            raise self._unsupported(node)
+        return rule(node)
+
+    def _unsupported(self, node: fx.Node, why: str = "") -> GshwError:
+        stack = node.meta.get("nn_module_stack") or {}
+        place = [path for path, _ in stack.values() if path]
+        where = f"in {place[-1]!r}" if place else "at the top of the model"
+        known = sorted({str(target).split(".")[1].strip("_") for target in self._rules})
+        name = str(node.target).removeprefix("aten.")
+        return GshwError(
+            f"operator {name} {where} is not supported{why}; supported are {', '.join(known)}"
+        )
+
+    def _value(self, node: Any) -> _Value:
+        if node not in self._values:
+            raise GshwError(f"{node} must be computed from the input, not be a constant")
+        return self._values[node]
+
+    # --- tensors -------------------------------------------------------------------------------
+
+    def _shape(self, node: fx.Node, axis: int) -> tuple[Pair, int]:
+        """Size and channels of a node's float value."""
+        shape = list(self._floats[node].shape[1:])
+        channels = shape.pop(axis - 1)
+        if len(shape) > 2:
+            raise self._unsupported(node, ": a tensor must have one or two axes of pixels")
+        height, width = [1] * (2 - len(shape)) + shape
+        return (height, width), channels
+
+    def _new_tensor(self, node: fx.Node, name: str, axis: int, *, nonnegative: bool) -> _Value:
+        size, channels = self._shape(node, axis)
+        self._tensors[name] = FloatTensor(
+            name=name,
+            size=size,
+            channels=channels,
+            nonnegative=nonnegative,
+            magnitude=self._range(self._floats[node].detach().cpu().numpy()),
+        )
+        return _Value(skip(name, channels), name, axis)
+
+    def _emit(
+        self, node: fx.Node, value: _Value, low: float | None = None, high: float | None = None
+    ) -> _Value:
+        """Make a node of a pending value, with the clamp that this place of the graph applies."""
+        name = self._name(node, value.affine)
+        sources = [self._tensors[term.tensor] for term in value.affine.terms]
+        positive = all(
+            tensor.nonnegative and bool((term.weight >= 0).all())
+            for tensor, term in zip(sources, value.affine.terms, strict=True)
+        ) and bool((value.affine.bias >= 0).all())
+        self._nodes.append(FloatNode(name=name, affine=value.affine, low=low, high=high))
+        return self._new_tensor(
+            node, name, value.axis, nonnegative=positive or (low is not None and low >= 0)
+        )
+
+    def _name(self, node: fx.Node, affine: Affine) -> str:
+        keys = [term.key for term in affine.terms if term.key is not None]
+        name = keys[0] if keys else node.name
+        n_same = sum(other == name or other.startswith(f"{name}#") for other in self._tensors)
+        return f"{name}#{n_same + 1}" if n_same else name
+
+    def _materialised(self, node: fx.Node, value: _Value | None = None) -> str:
+        """Name of the tensor behind a place of the graph."""
+        value = value or self._value(node)
+        if value.tensor is None:
+            value = replace(self._emit(node, value), flattened=value.flattened)
+            self._values[node] = value
+        assert value.tensor is not None, "it was just made"
+        return value.tensor
+
+    def _pending(self, node: fx.Node) -> _Value:
+        """A value to go on with: as it is, if nobody else reads it."""
+        value = self._value(node)
+        if value.tensor is None and len(node.users) > 1:
+            self._materialised(node)
+        return self._values[node]
+
+    # --- operators -----------------------------------------------------------------------------
+
+    def _make_rules(self) -> dict[Any, Callable[[fx.Node], _Value]]:
+        rules: dict[Any, Callable[[fx.Node], _Value]] = dict.fromkeys(_PASSING, self._pass)
+        rules |= dict.fromkeys(_SHAPING, self._reshape)
+        rules |= {
+            aten.conv1d.default: self._convolve,
+            aten.conv2d.default: self._convolve,
+            aten.linear.default: self._linear,
+            aten.batch_norm.default: self._batch_norm,
+            aten.add.Tensor: self._add,
+            aten.add_.Tensor: self._add,
+            aten.relu.default: self._relu,
+            aten.relu_.default: self._relu,
+            aten.hardtanh.default: self._hardtanh,
+            aten.hardtanh_.default: self._hardtanh,
+            aten.adaptive_avg_pool1d.default: self._adaptive_mean,
+            aten.adaptive_avg_pool2d.default: self._adaptive_mean,
+            aten.avg_pool2d.default: self._mean_pool,
+            aten.mean.dim: self._mean,
+            aten.cat.default: self._concatenate,
+            aten.permute.default: self._permute,
+            aten.transpose.int: self._permute,
+        }
+        return rules
+
+    def _array(self, node: fx.Node | None) -> NDArray[np.float64] | None:
+        return None if node is None else self._floats[node].detach().double().cpu().numpy()
+
+    def _argument(self, node: fx.Node, index: int, name: str, default: Any = None) -> Any:
+        if len(node.args) > index:
+            return node.args[index]
+        return node.kwargs.get(name, default)
+
+    def _pass(self, node: fx.Node) -> _Value:
+        return self._through(node, node.args[0])
+
+    def _through(self, node: fx.Node, source: fx.Node) -> _Value:
+        value = self._pending(source)
+        if value.tensor is None and self._floats[node].shape != self._floats[source].shape:
+            self._materialised(source)
+            value = self._values[source]
+        return value
+
+    def _reshape(self, node: fx.Node) -> _Value:
+        source = node.args[0]
+        self._materialised(source)
+        value = self._values[source]
+        before, after = self._floats[source].shape, self._floats[node].shape
+        if value.flattened is not None:
+            raise self._unsupported(node, " on what was flattened")
+        pixels = [n for axis, n in enumerate(before) if axis not in (0, value.axis)]
+        kept = [n for axis, n in enumerate(after) if axis and n != 1]
+        if after[0] == before[0] and kept == [n for n in before[1:] if n != 1]:
+            # Only axes of one pixel come or go.
+            axis = next(i for i, n in enumerate(after) if i and n == before[value.axis])
+            return replace(value, axis=axis)
+        if len(after) == 2 and value.axis == 1:
+            height, width = [1] * (2 - len(pixels)) + pixels
+            return replace(value, axis=1, flattened=(before[1], height, width))
+        raise self._unsupported(node, f" from {tuple(before)} to {tuple(after)}")
+
+    def _permute(self, node: fx.Node) -> _Value:
+        value = self._pending(node.args[0])
+        n_axes = self._floats[node].ndim
+        order = list(range(n_axes))
+        if node.target is aten.permute.default:
+            order = [axis % n_axes for axis in node.args[1]]
+        else:
+            one, other = (axis % n_axes for axis in node.args[1:3])
+            order[one], order[other] = other, one
+        pixels = [axis for axis in order if axis not in (0, value.axis)]
+        if order[0] != 0 or pixels != sorted(pixels) or value.flattened:
+            raise self._unsupported(node, " other than moving the channels")
+        return replace(value, axis=order.index(value.axis))
+
+    def _convolve(self, node: fx.Node) -> _Value:
+        weight = self._array(node.args[1])
+        assert weight is not None, "a convolution has a weight"
+        flat = weight.ndim == 3
+        padding = self._argument(node, 4, "padding", 0)
+        if isinstance(padding, str):
+            raise self._unsupported(node, f" with padding {padding!r}")
+        window = Window(
+            kernel=(1, weight.shape[2]) if flat else weight.shape[2:],
+            stride=_pair(self._argument(node, 3, "stride", 1), 1, flat=flat),
+            padding=_pair(padding, 0, flat=flat),
+            dilation=_pair(self._argument(node, 5, "dilation", 1), 1, flat=flat),
+        )
+        return self._product(
+            node,
+            weight[:, :, None, :] if flat else weight,
+            self._argument(node, 2, "bias"),
+            window,
+            int(self._argument(node, 6, "groups", 1)),
+        )
+
+    def _product(
+        self, node: fx.Node, weight: NDArray, bias: fx.Node | None, window: Window, groups: int
+    ) -> _Value:
+        source = node.args[0]
+        tensor = self._materialised(source)
+        term = Term(
+            tensor=tensor,
+            channels=self._tensors[tensor].channels,
+            weight=weight,
+            groups=groups,
+            window=window,
+            key=self._keys[node.args[1]].removesuffix(_ORIGINAL).removesuffix(".weight"),
+        ).normal()
+        offset = self._array(bias)
+        if offset is None:
+            offset = np.zeros(len(weight))
+        return _Value(Affine(terms=(term,), bias=offset), None, self._values[source].axis)
+
+    def _linear(self, node: fx.Node) -> _Value:
+        weight = self._array(node.args[1])
+        assert weight is not None, "a linear layer has a weight"
+        source = node.args[0]
+        self._materialised(source)
+        value = self._values[source]
+        window = POINT
+        if value.flattened is not None:
+            channels, *kernel = value.flattened
+            weight = weight.reshape(len(weight), channels, *kernel)
+            window = Window(kernel=(kernel[0], kernel[1]))
+        else:
+            if value.axis != self._floats[source].ndim - 1:
+                raise self._unsupported(node, " along an axis of pixels")
+            weight = weight[:, :, None, None]
+        return self._product(node, weight, self._argument(node, 2, "bias"), window, 1)
+
+    def _batch_norm(self, node: fx.Node) -> _Value:
+        gain, offset, mean, variance = (self._array(n) for n in node.args[1:5])
+        if mean is None or variance is None:
+            raise self._unsupported(node, " without running statistics")
+        factor = 1 / np.sqrt(variance + float(node.args[7]))
+        factor = factor if gain is None else factor * gain
+        shift = -mean * factor + (0 if offset is None else offset)
+        value = self._pending(node.args[0])
+        return replace(value, affine=value.affine.scaled(factor, shift), tensor=None)
+
+    def _add(self, node: fx.Node) -> _Value:
+        if node.kwargs.get("alpha", 1) != 1 or not isinstance(node.args[1], fx.Node):
+            raise self._unsupported(node, " with a constant or a factor")
+        one, other = node.args[:2]
+        if self._floats[one].shape != self._floats[other].shape:
+            raise self._unsupported(node, " of two shapes")
+        sizes = {name: tensor.size for name, tensor in self._tensors.items()}
+        a, b = self._pending(one), self._pending(other)
+        if a.axis != b.axis or a.flattened != b.flattened:
+            raise self._unsupported(node, " of two layouts")
+        total = added(a.affine, b.affine, sizes)
+        if total is None:
+            # One of them by itself first, the second where that is enough.
+            self._materialised(other)
+            sizes = {name: tensor.size for name, tensor in self._tensors.items()}
+            total = added(a.affine, self._values[other].affine, sizes)
+        if total is None:
+            self._materialised(one)
+            total = added(self._values[one].affine, self._values[other].affine, sizes)
+        assert total is not None, "two tensors of one shape can be added"
+        return _Value(total, None, a.axis)
+
+    def _relu(self, node: fx.Node) -> _Value:
+        return self._clamped(node, 0.0, None)
+
+    def _hardtanh(self, node: fx.Node) -> _Value:
+        low = float(self._argument(node, 1, "min_val", -1.0))
+        high = float(self._argument(node, 2, "max_val", 1.0))
+        if low != 0.0 and low != -high:
+            raise self._unsupported(node, f" from {low:g} to {high:g}")
+        return self._clamped(node, low, high)
+
+    def _clamped(self, node: fx.Node, low: float | None, high: float | None) -> _Value:
+        value = self._pending(node.args[0])
+        is_relu = low == 0 and high is None
+        if value.tensor is not None and is_relu and self._tensors[value.tensor].nonnegative:
+            return value
+        if value.flattened is not None:
+            raise self._unsupported(node, " on what was flattened")
+        return self._emit(node, value, low, high)
+
+    def _mean(self, node: fx.Node) -> _Value:
+        source = node.args[0]
+        value = self._values[source]
+        axes = {axis % self._floats[source].ndim for axis in node.args[1]}
+        pixels = set(range(1, self._floats[source].ndim)) - {value.axis}
+        if axes != pixels:
+            raise self._unsupported(node, " over anything but all pixels")
+        found = self._mean_of(source, None)
+        keeps = bool(self._argument(node, 2, "keepdim", False))
+        return found if keeps else replace(found, axis=1)
+
+    def _adaptive_mean(self, node: fx.Node) -> _Value:
+        source = node.args[0]
+        if any(n != 1 for n in node.args[1]):
+            raise self._unsupported(node, " to more than one pixel")
+        return self._mean_of(source, None)
+
+    def _mean_pool(self, node: fx.Node) -> _Value:
+        kernel = _pair(node.args[1], 1, flat=False)
+        stride = self._argument(node, 2, "stride") or node.args[1]
+        padding = _pair(self._argument(node, 3, "padding", 0), 0, flat=False)
+        if padding != (0, 0) or self._argument(node, 4, "ceil_mode", False):
+            raise self._unsupported(node, " with padding or ceil_mode")
+        window = Window(kernel=kernel, stride=_pair(stride, 1, flat=False))
+        return self._mean_of(node.args[0], window)
+
+    def _mean_of(self, source: fx.Node, window: Window | None) -> _Value:
+        """A mean over windows; None: over all pixels."""
+        name = self._materialised(source)
+        tensor = self._tensors[name]
+        window = window or Window(kernel=tensor.size)
+        n_taps = window.kernel[0] * window.kernel[1]
+        term = Term(
+            tensor=name,
+            channels=tensor.channels,
+            weight=np.full((tensor.channels, 1, *window.kernel), 1 / n_taps),
+            groups=tensor.channels,
+            window=window,
+        )
+        affine = Affine(terms=(term,), bias=np.zeros(tensor.channels))
+        return _Value(affine, None, self._values[source].axis)
+
+    def _concatenate(self, node: fx.Node) -> _Value:
+        """Every piece as rows of its own: a diagonal matrix over parts."""
+        pieces = node.args[0]
+        axis = int(self._argument(node, 1, "dim", 0)) % self._floats[node].ndim
+        if any(self._value(piece).axis != axis for piece in pieces):
+            raise self._unsupported(node, " along an axis of pixels")
+        names = [self._materialised(piece) for piece in pieces]
+        channels = [self._tensors[name].channels for name in names]
+        total, start, terms = sum(channels), 0, []
+        for name, n in zip(names, channels, strict=True):
+            weight = np.zeros((total, n, 1, 1))
+            weight[start + np.arange(n), np.arange(n)] = 1.0
+            terms.append(Term(tensor=name, channels=n, weight=weight))
+            start += n
+        return _Value(Affine(terms=tuple(terms), bias=np.zeros(total)), None, axis)
+
+
+def _is_in_place(node: fx.Node) -> bool:
+    return str(node.target).split(".")[1].endswith("_")
+
+
+def _exported(model: nn.Module, example: Tensor) -> ExportedProgram:
+    if model.training:
+        raise GshwError("the model must be in evaluation mode: call eval() first")
+    try:
+        return torch.export.export(model, (example,))
+    except Exception as error:
+        first = str(error).strip().splitlines()
+        raise GshwError(
+            f"torch.export cannot follow {type(model).__name__}: "
+            f"{first[0] if first else type(error).__name__}"
+        ) from None
+
+
+def import_model(
+    model: nn.Module,
+    example: Tensor,
+    method: RangeMethod = RangeMethod.PERCENTILE,
+    percentile: float = 99.99,
+) -> FloatNetwork:
+    """A trained network as nodes of the engine; see :class:`Importer`."""
+    return Importer(model, example, method, percentile).run()

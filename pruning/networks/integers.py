@@ -1,0 +1,285 @@
+"""A float network in the engine's integers; ``docs/networks.md`` has the rules."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gshw.config import EngineConfig
+from gshw.encoding import EncodedLayer, Requantisation, encode_layer
+from gshw.errors import GshwError
+from gshw.geometry import Geometry, LayerKind, Part
+from gshw.network.graph import MatrixNode, Network, Source, Tensor
+from gshw.quantise import accumulator_scales, activation_scale, least_scale, to_fixed
+from pruning.networks.affine import Term, main_window
+from pruning.networks.float_graph import FloatNetwork, FloatNode, FloatTensor
+from pruning.patterns.pattern import Projection
+
+MAX_REPEATS = 4
+"""How often the columns of a skip are repeated at most."""
+
+
+def quantise_network(
+    config: EngineConfig,
+    network: FloatNetwork,
+    projections: Mapping[str, Projection] | None = None,
+    *,
+    provenance: Mapping[str, str] | None = None,
+    on_node: Callable[[str], None] = lambda name: None,
+) -> Network:
+    """Scales, codes and encoded layers of a float network.
+
+    Parameters
+    ----------
+    projections
+        Mask and row order by the name of the weight's module. Other weights keep what is not zero.
+    on_node
+        Called with the name of every node before it is encoded.
+
+    Raises
+    ------
+    GshwError
+        Naming the node: values that are not finite, an accumulator that could overflow, a
+        projection of no weight or of another shape.
+    """
+    projections = projections or {}
+    keys = {term.key for node in network.nodes for term in node.affine.terms}
+    for name in projections:
+        if name not in keys:
+            raise GshwError(f"no layer {name!r} for the mask of that name")
+    tensors = _tensors(config, network)
+    layers, nodes = {}, []
+    for node in network.nodes:
+        on_node(node.name)
+        layers[node.name], made = _encode(config, network, node, tensors, projections)
+        nodes.append(made)
+    return Network(
+        tensors=tensors,
+        nodes=tuple(nodes),
+        layers=layers,
+        inputs=network.inputs,
+        outputs=network.outputs,
+        provenance=dict(provenance or {}),
+    )
+
+
+def _tensors(config: EngineConfig, network: FloatNetwork) -> dict[str, Tensor]:
+    """Scale and sign of every tensor: all that one node reads have one sign."""
+    signed = {name: not tensor.nonnegative for name, tensor in network.tensors.items()}
+    changing = True
+    while changing:
+        changing = False
+        for node in network.nodes:
+            read = {term.tensor for term in node.affine.terms}
+            if any(signed[name] for name in read) and not all(signed[name] for name in read):
+                signed |= dict.fromkeys(read, True)
+                changing = True
+
+    def tensor(found: FloatTensor) -> Tensor:
+        if not np.isfinite(found.magnitude):
+            raise GshwError(f"tensor {found.name!r}: values must be finite")
+        return Tensor(
+            name=found.name,
+            size=found.size,
+            channels=found.channels,
+            scale=activation_scale(config, found.magnitude, signed[found.name]),
+            signed=signed[found.name],
+        )
+
+    return {name: tensor(found) for name, found in network.tensors.items()}
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Columns of one term, repeats not included.
+
+    Parameters
+    ----------
+    weights
+        Shape (n_rows, taps, channels), float64: in units of real value per input code.
+    mask
+        Of the same shape; None: what is not zero.
+    """
+
+    term: Term
+    weights: NDArray[np.float64]
+    mask: NDArray[np.bool_] | None
+
+
+def _dense(term: Term) -> NDArray[np.float64]:
+    """Weights as (n_rows, taps, channels), groups filled up with zeros."""
+    n_rows, per_group, height, width = term.weight.shape
+    flat = term.weight.transpose(0, 2, 3, 1).reshape(n_rows, height * width, per_group)
+    if term.groups == 1:
+        return flat
+    whole = np.zeros((n_rows, height * width, term.channels))
+    rows_per_group = n_rows // term.groups
+    for group in range(term.groups):
+        rows = slice(group * rows_per_group, (group + 1) * rows_per_group)
+        whole[rows, :, group * per_group : (group + 1) * per_group] = flat[rows]
+    return whole
+
+
+def _columns(
+    term: Term, tensor: Tensor, projections: Mapping[str, Projection], name: str
+) -> _Columns:
+    weights = _dense(term)
+    if not np.isfinite(weights).all():
+        raise GshwError(f"node {name!r}: weights must be finite")
+    mask = None
+    if term.key is not None and term.key in projections:
+        own = projections[term.key].mask
+        if own.size != weights.size:
+            raise GshwError(
+                f"layer {term.key!r}: mask must have {weights.size} elements, not {own.size}"
+            )
+        mask = own.reshape(weights.shape)
+        weights = np.where(mask, weights, 0.0)
+    return _Columns(term, weights * tensor.scale, mask)
+
+
+def _unit(
+    config: EngineConfig,
+    columns: list[_Columns],
+    bias: NDArray[np.float64],
+    output_scale: float,
+    *,
+    signed: bool,
+) -> tuple[NDArray[np.float64], int]:
+    """Value of one unit of every row's accumulator, and how often skips are repeated."""
+    n_rows = bias.size
+    peak, n_weights, total = np.zeros(n_rows), np.zeros(n_rows), np.zeros(n_rows)
+    skips = []
+    for item in columns:
+        magnitude = np.abs(item.weights).reshape(n_rows, -1)
+        n_weights += np.count_nonzero(magnitude, axis=1)
+        total += magnitude.sum(axis=1)
+        if item.term.is_skip:
+            skips.append(magnitude.max(axis=1))
+        else:
+            peak = np.maximum(peak, magnitude.max(axis=1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        need, limit = accumulator_scales(
+            config, n_weights, total, np.abs(bias), input_scale=1.0, signed_input=signed
+        )
+    if (limit <= 0).any():
+        raise GshwError(
+            f"row {int(np.argmin(limit))} has too many weights for a "
+            f"{config.accumulator_width}-bit accumulator"
+        )
+    unit = np.maximum(peak / config.max_weight, need)
+    if not skips:
+        return np.maximum(unit, least_scale(1.0, output_scale)), 1
+    largest = np.max(skips, axis=0)
+    if (peak == 0).all():
+        unit = np.maximum(unit, largest / config.max_weight)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        n = np.floor(np.where(unit > 0, largest / unit, np.inf))
+    n = np.clip(n, 0, MAX_REPEATS * config.max_weight)
+    exact = np.where(n >= 1, largest / np.maximum(n, 1), unit)
+    repeats = max(1, int(-(-n.max() // config.max_weight)))
+    return np.maximum(exact, least_scale(1.0, output_scale)), repeats
+
+
+def _split(codes: NDArray[np.int64], repeats: int, highest: int) -> list[NDArray[np.int64]]:
+    """Codes as a sum of ``repeats`` codes, the first ones as large as they may be."""
+    pieces, rest = [], codes
+    for _ in range(repeats):
+        piece = np.clip(rest, -highest, highest)
+        pieces.append(piece)
+        rest = rest - piece
+    return pieces
+
+
+def _encode(
+    config: EngineConfig,
+    network: FloatNetwork,
+    node: FloatNode,
+    tensors: Mapping[str, Tensor],
+    projections: Mapping[str, Projection],
+) -> tuple[EncodedLayer, MatrixNode]:
+    name, output = node.name, tensors[node.name]
+    terms = node.affine.terms
+    signed = tensors[terms[0].tensor].signed
+    columns = [_columns(term, tensors[term.tensor], projections, name) for term in terms]
+    try:
+        unit, repeats = _unit(config, columns, node.affine.bias, output.scale, signed=signed)
+        multiplier, shift = to_fixed(unit / output.scale)
+    except GshwError as error:
+        raise GshwError(f"node {name!r}: {error}") from None
+    pieces, masks, parts = [], [], []
+    for item in columns:
+        codes = np.rint(item.weights / unit[:, None, None]).astype(np.int64)
+        n_repeats = repeats if item.term.is_skip else 1
+        split = _split(codes, n_repeats, config.max_weight)
+        pieces += split
+        kept = [item.mask if item.mask is not None else codes != 0 for codes in split]
+        masks += kept
+        parts.append(Part(item.term.channels, n_repeats))
+    matrix = np.concatenate(pieces, axis=2)
+    n_rows = node.affine.n_rows
+    geometry = _geometry(config, network, node, parts)
+    layer = encode_layer(
+        config,
+        name,
+        matrix.reshape(n_rows, -1).astype(np.int16),
+        geometry,
+        Requantisation(
+            bias=np.rint(node.affine.bias / unit).astype(np.int64),
+            multiplier=multiplier,
+            shift=shift,
+            **_clamp(config, node, output),
+            signed_input=signed,
+        ),
+        mask=np.concatenate(masks, axis=2).reshape(n_rows, -1),
+        row_order=_row_order(node, projections),
+        input_scale=tensors[terms[0].tensor].scale,
+        output_scale=output.scale,
+    )
+    sources = tuple(Source(term.tensor, term.step) for term in terms)
+    return layer, MatrixNode(layer=name, sources=sources, output=name)
+
+
+def _clamp(config: EngineConfig, node: FloatNode, output: Tensor) -> dict[str, int]:
+    """A clamp tighter than the codes' range is one of the requantisation."""
+    low, high = config.activation_range(output.signed)
+    if node.low is not None:
+        low = max(low, int(np.rint(node.low / output.scale)))
+    if node.high is not None:
+        high = min(high, int(np.rint(node.high / output.scale)))
+    return {"low": low, "high": high}
+
+
+def _row_order(node: FloatNode, projections: Mapping[str, Projection]) -> NDArray[np.int64] | None:
+    for term in node.affine.terms:
+        if term.key is not None and term.key in projections:
+            return projections[term.key].row_order
+    return None
+
+
+def _geometry(
+    config: EngineConfig, network: FloatNetwork, node: FloatNode, parts: list[Part]
+) -> Geometry:
+    window = main_window(node.affine.terms)
+    single = len(parts) == 1 and parts[0].repeats == 1
+    plain = Geometry(
+        kind=LayerKind.CONV2D,
+        in_channels=sum(part.channels for part in parts),
+        kernel=window.kernel,
+        stride=window.stride,
+        padding=window.padding,
+        dilation=window.dilation,
+        parts=() if single else tuple(parts),
+    )
+    term = node.affine.terms[0]
+    readers = [
+        other
+        for other in network.nodes
+        if term.tensor in {other_term.tensor for other_term in other.affine.terms}
+    ]
+    if single and term.tensor in network.inputs and len(readers) == 1 and term.step == (1, 1):
+        unfolded = replace(plain, unfold=True)
+        if 2 * unfolded.n_words(config) <= plain.n_words(config):
+            return unfolded
+    return plain

@@ -1,0 +1,277 @@
+"""torch networks through torch.export: structure, numbers, what is refused."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gshw.config import load_config
+from gshw.encoding import decode_weights
+from gshw.errors import GshwError
+from gshw.network.execute import execute
+from gshw.network.graph import Network
+from gshw.quantise import quantise_activations
+from pruning.networks.affine import Affine, Term, Window, added, skip
+from pruning.networks.importer import import_model
+from pruning.networks.integers import quantise_network
+from pruning.patterns.pattern import Projection
+
+ENGINE = load_config("v16x4").engine
+
+
+def raises(message: str):
+    return pytest.raises(GshwError, match=f"^{re.escape(message)}")
+
+
+class Block(nn.Module):
+    """A basic residual block, with a shortcut of its own where shapes change."""
+
+    def __init__(self, n_in: int, n_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(n_out)
+        self.conv2 = nn.Conv2d(n_out, n_out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(n_out)
+        self.relu = nn.ReLU(inplace=True)
+        self.down = None
+        if stride > 1 or n_in != n_out:
+            self.down = nn.Sequential(
+                nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        y += x if self.down is None else self.down(x)
+        return self.relu(y)
+
+
+class Residual(nn.Module):
+    """Stem, three blocks, a depthwise layer with ReLU6, mean and classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.blocks = nn.Sequential(Block(8, 8, 1), Block(8, 16, 2), Block(16, 16, 1))
+        self.depthwise = nn.Sequential(
+            nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False), nn.BatchNorm2d(16), nn.ReLU6()
+        )
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.depthwise(self.blocks(self.stem(x))))
+
+
+class Signed(nn.Module):
+    """A bottleneck without a clamp whose sum is signed, concatenation, and a flatten of a map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand = nn.Conv2d(4, 12, 1)
+        self.project = nn.Conv2d(12, 4, 1)
+        self.late = nn.Conv2d(8, 4, 3, padding=1)
+        self.fc = nn.Linear(4 * 5 * 5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.avg_pool2d(x, 2)
+        y = self.project(nn.functional.hardtanh(self.expand(x), 0.0, 6.0)) + x
+        both = torch.cat([y, torch.relu(y)], dim=1)
+        return self.fc(torch.flatten(self.late(both), 1))
+
+
+class Sequence(nn.Module):
+    """Conv1d with a residual of a point convolution, then a linear layer on every time step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(6, 10, 5, padding=4, dilation=2)
+        self.side = nn.Conv1d(6, 10, 1)
+        self.fc = nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.conv(x) + self.side(x))
+        return self.fc(y.transpose(1, 2))
+
+
+def trained(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """Batch norms that have seen something."""
+    with torch.no_grad():
+        for _ in range(5):
+            model(torch.randn(16, *shape))
+    return model.eval()
+
+
+CASES = {
+    "residual": (Residual, (3, 12, 10)),
+    "signed": (Signed, (4, 10, 10)),
+    "sequence": (Sequence, (6, 17)),
+}
+
+
+def channels_last(x: Tensor) -> np.ndarray:
+    """(samples, channels, pixels...) as (samples, height, width, channels)."""
+    values = np.moveaxis(x.detach().numpy(), 1, -1)
+    return values[:, None] if values.ndim == 3 else values
+
+
+def integers(model: nn.Module, x: Tensor) -> tuple[Network, dict[str, np.ndarray]]:
+    """The network in integers, and its tensors as float values."""
+    network = quantise_network(ENGINE, import_model(model, x))
+    tensor = network.tensors["input"]
+    codes = quantise_activations(ENGINE, channels_last(x), tensor.scale, tensor.signed)
+    found = execute(ENGINE, network, {"input": codes})
+    return network, {name: found[name] * network.tensors[name].scale for name in found}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_integers_follow_the_float_model(case):
+    """Within what 8-bit codes can show, over the whole network."""
+    torch.manual_seed(0)
+    build, shape = CASES[case]
+    model = trained(build(), shape)
+    x = torch.randn(8, *shape)
+    network, values = integers(model, x)
+    wanted = model(x).detach().numpy()
+    found = values[network.outputs[0]].reshape(wanted.shape)
+    assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
+    assert np.corrcoef(found.ravel(), wanted.ravel())[0, 1] > 0.999
+
+
+def test_blocks_become_single_nodes():
+    torch.manual_seed(0)
+    model = trained(Residual(), (3, 12, 10))
+    network = quantise_network(ENGINE, import_model(model, torch.randn(4, 3, 12, 10)))
+    reads = {n.name: [(s.tensor, s.step) for s in n.sources] for n in network.nodes}
+    assert reads["blocks.0.conv2"] == [("blocks.0.conv1", (1, 1)), ("stem.0", (1, 1))]
+    assert reads["blocks.1.conv2"] == [("blocks.1.conv1", (1, 1)), ("blocks.0.conv2", (2, 2))]
+    assert len(network.nodes) == 10
+    assert network.layers["stem.0"].geometry.unfold
+    # ReLU6 saturates at the code nearest to 6 or at the highest one.
+    stage = network.layers["depthwise.0"].requantisation
+    scale = network.tensors["depthwise.0"].scale
+    assert stage.low == 0 and stage.high == min(255, round(6 / scale))
+
+
+def test_a_skip_is_exact():
+    """With a convolution of zeros, the sum is the skip itself, code by code."""
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(6, 6, 3, padding=1, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x) + x
+
+    torch.manual_seed(0)
+    model = Plain().eval()
+    x = torch.randn(4, 6, 5, 5)
+    network = quantise_network(ENGINE, import_model(model, x))
+    layer = network.layers["conv"]
+    skip_part = layer.geometry.parts[1]
+    assert skip_part.repeats > 1
+    ratio = network.tensors["input"].scale / network.tensors["conv"].scale
+    stage = layer.requantisation
+    codes = decode_weights(ENGINE, layer).reshape(6, 9, -1)[:, :, 6:]
+    sums = codes.sum(axis=(1, 2))
+    scale = stage.multiplier / 2.0**stage.shift
+    assert np.allclose(sums * scale, ratio, rtol=2**-15)
+
+
+def test_masks_are_kept():
+    torch.manual_seed(0)
+    model = trained(Residual(), (3, 12, 10))
+    mask = np.random.default_rng(0).random((8, 72)) < 0.2
+    order = np.random.default_rng(1).permutation(8)
+    projection = Projection(mask=mask, row_order=order, kept_score=0.0)
+    x = torch.randn(4, 3, 12, 10)
+    network = quantise_network(ENGINE, import_model(model, x), {"blocks.0.conv1": projection})
+    layer = network.layers["blocks.0.conv1"]
+    assert [row for row in layer.row if row >= 0] != list(range(8))
+    assert not decode_weights(ENGINE, layer)[~mask].any()
+
+
+def test_a_tensor_with_two_readers_is_computed_once():
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(4, 4, 1) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            return self.b(y) + self.c(torch.relu(y))
+
+    torch.manual_seed(0)
+    network, _ = integers(Shared().eval(), torch.randn(4, 4, 3, 3))
+    assert [node.name for node in network.nodes] == ["a", "relu", "b"]
+    assert all(tensor.signed for tensor in network.tensors.values())
+
+
+def test_points_that_have_no_tap_in_a_window():
+    """A strided window and an unstrided point cannot be one node."""
+    weight = np.ones((2, 2, 3, 3))
+    strided = Window(kernel=(3, 3), stride=(2, 2), padding=(1, 1))
+    conv = Affine(
+        terms=(Term(tensor="x", channels=2, weight=weight, window=strided),), bias=np.zeros(2)
+    )
+    sizes = {"x": (8, 8), "y": (4, 4)}
+    assert added(conv, skip("y", 2), sizes) is None
+    half = Affine(
+        terms=(Term(tensor="x", channels=2, weight=weight[:, :, :1, :1], step=(2, 2)),),
+        bias=np.zeros(2),
+    )
+    total = added(conv, half, sizes)
+    assert total is not None and total.terms[1].step == (1, 1)
+    assert np.argwhere(total.terms[1].weight[0, 0]).tolist() == [[1, 1]]
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+class Odd(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Softplus())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+def test_an_unsupported_operator_is_named_with_its_place():
+    with raises("operator softplus.default in 'inner.1' is not supported; supported are "):
+        import_model(Odd().eval(), torch.randn(2, 3, 4, 4))
+
+
+def test_a_model_in_training():
+    with raises("the model must be in evaluation mode: call eval() first"):
+        import_model(Odd(), torch.randn(2, 3, 4, 4))
+
+
+def test_a_model_that_cannot_be_exported():
+    class Dynamic(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[: int(x.sum())]
+
+    with raises("torch.export cannot follow Dynamic: "):
+        import_model(Dynamic().eval(), torch.randn(2, 3, 4, 4))
+
+
+def test_weights_that_are_not_finite():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1)).eval()
+    float_network = import_model(model, torch.randn(2, 3, 4, 4))
+    float_network.nodes[0].affine.terms[0].weight[1] = np.nan
+    with raises("node '0': weights must be finite"):
+        quantise_network(ENGINE, float_network)
+
+
+def test_masks_of_nothing_or_of_another_shape():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1)).eval()
+    network = import_model(model, torch.randn(2, 3, 4, 4))
+    for name, shape, message in (
+        ("x", (3, 3), "no layer 'x' for the mask of that name"),
+        ("0", (3, 4), "layer '0': mask must have 9 elements, not 12"),
+    ):
+        mask = Projection(mask=np.ones(shape, bool), row_order=np.arange(3), kept_score=0.0)
+        with raises(message):
+            quantise_network(ENGINE, network, {name: mask})
