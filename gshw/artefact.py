@@ -46,7 +46,8 @@ class EncodedModel:
     provenance: dict[str, str] = field(default_factory=dict)
 
 
-def _layer_metadata(layer: EncodedLayer) -> dict:
+def layer_metadata(layer: EncodedLayer) -> dict:
+    """What of a layer is no tensor, as plain values."""
     geometry, out = layer.geometry, layer.requantisation
     return {
         "name": layer.name,
@@ -68,6 +69,21 @@ def _layer_metadata(layer: EncodedLayer) -> dict:
     }
 
 
+def layer_tensors(name: str, layer: EncodedLayer) -> dict[str, NDArray]:
+    """The tensors of a layer, by names that begin with its own."""
+    out = layer.requantisation
+    return {
+        f"{name}.value": layer.value,
+        f"{name}.offset": layer.offset.astype(np.int32),
+        f"{name}.bank": layer.bank,
+        f"{name}.bundle_ptr": layer.bundle_ptr,
+        f"{name}.row": layer.row,
+        f"{name}.bias": out.bias.astype(np.int32),
+        f"{name}.multiplier": out.multiplier.astype(np.int32),
+        f"{name}.shift": out.shift.astype(np.uint8),
+    }
+
+
 def save_model(path: Path | str, config: EngineConfig, model: EncodedModel) -> None:
     """Write the artefact, whole or not at all.
 
@@ -79,28 +95,62 @@ def save_model(path: Path | str, config: EngineConfig, model: EncodedModel) -> N
     tensors: dict[str, NDArray] = {}
     for name, layer in model.layers.items():
         layer.check_config(config)
-        out = layer.requantisation
-        tensors |= {
-            f"{name}.value": layer.value,
-            f"{name}.offset": layer.offset.astype(np.int32),
-            f"{name}.bank": layer.bank,
-            f"{name}.bundle_ptr": layer.bundle_ptr,
-            f"{name}.row": layer.row,
-            f"{name}.bias": out.bias.astype(np.int32),
-            f"{name}.multiplier": out.multiplier.astype(np.int32),
-            f"{name}.shift": out.shift.astype(np.uint8),
-        }
+        tensors |= layer_tensors(name, layer)
     metadata = {
         "format": FORMAT,
         "version": str(FORMAT_VERSION),
         "config_hash": config.hash,
         "engine": json.dumps(config.canonical()),
-        "layers": json.dumps([_layer_metadata(layer) for layer in model.layers.values()]),
+        "layers": json.dumps([layer_metadata(layer) for layer in model.layers.values()]),
         "chain": json.dumps(model.chain),
         "provenance": json.dumps(model.provenance),
     }
-    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    write_atomically(path, save(contiguous, metadata))
+    write_atomically(path, archive_bytes(tensors, metadata))
+
+
+def archive_bytes(tensors: dict[str, NDArray], metadata: dict[str, str]) -> bytes:
+    """A safetensors file; the same contents give the same bytes.
+
+    The library writes the metadata in an order that changes from run to run.
+    """
+    data = save({name: np.ascontiguousarray(t) for name, t in tensors.items()}, metadata)
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:start]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[start:]
+
+
+def archive_format(path: Path | str) -> str | None:
+    """The ``format`` of a safetensors file's metadata; None for any other file."""
+    try:
+        with safe_open(str(path), "np") as archive:
+            return (archive.metadata() or {}).get("format")
+    except (SafetensorError, OSError, ValueError, TypeError):
+        return None
+
+
+def read_archive(
+    path: Path | str, config: EngineConfig, format_name: str, version: int
+) -> tuple[dict[str, str], dict[str, NDArray]]:
+    """Metadata and tensors of a file of this format for this engine.
+
+    Raises
+    ------
+    GshwError
+        Naming the file: missing, truncated, of another format or version, or for another engine.
+    """
+    try:
+        with safe_open(str(path), "np") as archive:
+            metadata = archive.metadata() or {}
+            _check_metadata(path, config, metadata, format_name, version)
+            tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise GshwError(f"{path}: no such file") from None
+    except GshwError:
+        raise
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise GshwError(f"{path}: truncated, or not a safetensors file: {error}") from None
+    return metadata, tensors
 
 
 def load_model(path: Path | str, config: EngineConfig) -> EncodedModel:
@@ -112,20 +162,10 @@ def load_model(path: Path | str, config: EngineConfig) -> EncodedModel:
         Naming the file: missing, truncated, not an encoded model, an unknown version, another
         engine, or tensors that break the format.
     """
-    try:
-        with safe_open(str(path), "np") as archive:
-            metadata = archive.metadata() or {}
-            _check_metadata(path, config, metadata)
-            tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise GshwError(f"{path}: no such file") from None
-    except GshwError:
-        raise
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise GshwError(f"{path}: truncated, or not a safetensors file: {error}") from None
+    metadata, tensors = read_archive(path, config, FORMAT, FORMAT_VERSION)
     try:
         entries = json.loads(metadata["layers"])
-        layers = {entry["name"]: _layer(config, entry, tensors) for entry in entries}
+        layers = {entry["name"]: read_layer(config, entry, tensors) for entry in entries}
         chain = tuple(json.loads(metadata["chain"]))
         provenance = json.loads(metadata["provenance"])
     except GshwError as error:
@@ -135,14 +175,20 @@ def load_model(path: Path | str, config: EngineConfig) -> EncodedModel:
     return EncodedModel(layers=layers, chain=chain, provenance=provenance)
 
 
-def _check_metadata(path: Path | str, config: EngineConfig, metadata: dict[str, str]) -> None:
+def _check_metadata(
+    path: Path | str,
+    config: EngineConfig,
+    metadata: dict[str, str],
+    format_name: str,
+    version: int,
+) -> None:
     """Refuse a foreign file before its tensors are read."""
-    if metadata.get("format") != FORMAT:
-        raise GshwError(f"{path}: not an encoded model (metadata format must be {FORMAT!r})")
-    if metadata.get("version") != str(FORMAT_VERSION):
-        raise GshwError(
-            f"{path}: format version must be {FORMAT_VERSION}, not {metadata.get('version')}"
-        )
+    if metadata.get("format") != format_name:
+        what = format_name.removeprefix("gshw-").replace("-", " ")
+        article = "an" if what[0] in "aeiou" else "a"
+        raise GshwError(f"{path}: not {article} {what} (metadata format must be {format_name!r})")
+    if metadata.get("version") != str(version):
+        raise GshwError(f"{path}: format version must be {version}, not {metadata.get('version')}")
     if metadata.get("config_hash") != config.hash:
         raise GshwError(
             f"{path}: was encoded for the engine {metadata.get('config_hash', '')[:8]}, "
@@ -150,7 +196,14 @@ def _check_metadata(path: Path | str, config: EngineConfig, metadata: dict[str, 
         )
 
 
-def _layer(config: EngineConfig, entry: dict, tensors: dict[str, NDArray]) -> EncodedLayer:
+def read_layer(config: EngineConfig, entry: dict, tensors: dict[str, NDArray]) -> EncodedLayer:
+    """Inverse of :func:`layer_metadata` and :func:`layer_tensors`, checked.
+
+    Raises
+    ------
+    GshwError, KeyError, TypeError, ValueError
+        For tensors or values that no encoder writes.
+    """
     name = entry["name"]
     found = {}
     for key in _TENSORS:

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from gshw.artefact import load_model
+from gshw.artefact import archive_format, load_model
 from gshw.cli_parser import build_parser
 from gshw.config import Config, load_config
 from gshw.errors import GshwError
 from gshw.files import check_output_file
 from gshw.golden import check_activations
 from gshw.image import LayerImage, save_image
+from gshw.network.artefact import FORMAT as NETWORK_FORMAT
 from gshw.plan import Plan
 from gshw.report import (
     config_info,
@@ -260,10 +261,21 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     from rtl_gen.emit import cached_top_verilog
 
     config = load_config(arguments.config)
-    layers = _selected(arguments, config)
     given = None if arguments.input is None else _load_array(arguments.input)
-    same = run_command(arguments, console, config, layers, given, cached_top_verilog)
+    if archive_format(arguments.model) == NETWORK_FORMAT:
+        from gshw.network.commands import run_network_command
+
+        same = run_network_command(arguments, console, config, given, cached_top_verilog)
+    else:
+        layers = _selected(arguments, config)
+        same = run_command(arguments, console, config, layers, given, cached_top_verilog)
     return 0 if same else MISMATCH
+
+
+def _compile(arguments: argparse.Namespace, console: Console) -> int:
+    from pruning.networks.command import compile_command
+
+    return compile_command(arguments, console)
 
 
 def _test(arguments: argparse.Namespace, console: Console) -> int:
@@ -314,6 +326,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
     "info": _info,
     "generate": _generate,
     "prune": _prune,
+    "compile": _compile,
     "check": _check,
     "explain": _explain,
     "simulate": _simulate,

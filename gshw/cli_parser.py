@@ -125,6 +125,26 @@ def build_parser() -> argparse.ArgumentParser:
         help="instead of a dataset: learn from the dense model, on inputs made up from it",
     )
 
+    compile_ = add("compile", "a trained torch network as one program of the core")
+    compile_.add_argument("factory", metavar="PACKAGE.MODULE:FACTORY", help="returns the model")
+    compile_.add_argument("--config", required=True, help="TOML file or preset")
+    compile_.add_argument(
+        "--weights", type=Path, help="state dict (.pt or .safetensors), masked or not"
+    )
+    compile_.add_argument("--input-shape", help="one sample, channels first: 3,32,32")
+    compile_.add_argument("--calibration", type=Path, help=".npy of float samples, channels first")
+    compile_.add_argument("--samples", type=_positive, default=1, help="in one run (1)")
+    compile_.add_argument("--address", type=_address, default=0, help="of the memory (0)")
+    compile_.add_argument("--seed", type=_count, default=0, help="of random samples")
+    compile_.add_argument(
+        "--latency", type=_positive, default=30, help="cycles of the memory, both ways (30)"
+    )
+    compile_.add_argument(
+        "--interval", type=_positive, default=1, help="cycles of the memory per beat (1)"
+    )
+    compile_.add_argument("-o", "--output", type=Path, required=True, help="compiled network")
+    compile_.add_argument("--json", type=Path, help="report file")
+
     check = add("check", "does a mask match a config, and if not, where not")
     check.add_argument("mask", type=Path, metavar="MASK", help=".npy, bool, rows x columns")
     check.add_argument("--config", required=True, help="TOML file or preset")

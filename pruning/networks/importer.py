@@ -1,5 +1,6 @@
 """Any torch network as sums of matrix products, through torch.export."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -152,7 +153,9 @@ class Importer:
             raise GshwError("the model must have one input")
         self._inputs.append("input")
         nonnegative = bool(self._example.min() >= 0)
-        return self._new_tensor(node, "input", 1, nonnegative=nonnegative)
+        last = any(user.target is aten.linear.default for user in node.users)
+        axis = self._example.ndim - 1 if last else 1
+        return self._new_tensor(node, "input", axis, nonnegative=nonnegative)
 
     def _evaluate(self, node: fx.Node) -> Any:
         def of(argument: Any) -> Any:
@@ -493,7 +496,10 @@ def _exported(model: nn.Module, example: Tensor) -> ExportedProgram:
     if model.training:
         raise GshwError("the model must be in evaluation mode: call eval() first")
     try:
-        return torch.export.export(model, (example,))
+        with warnings.catch_warnings():
+            # About how recurrent layers keep their weights; the user can do nothing about it.
+            warnings.simplefilter("ignore")
+            return torch.export.export(model, (example,))
     except Exception as error:
         first = str(error).strip().splitlines()
         raise GshwError(

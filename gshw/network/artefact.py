@@ -1,0 +1,120 @@
+"""The compiled network as one file: layers, graph, program and memory image."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+from gshw.artefact import archive_bytes, layer_metadata, layer_tensors, read_archive, read_layer
+from gshw.config import Config
+from gshw.errors import GshwError
+from gshw.files import write_atomically
+from gshw.lower import Segment
+from gshw.network.compile import CompiledNetwork, NodeProgram
+from gshw.network.graph import MatrixNode, Network, Source, Tensor
+from gshw.transfers import TensorLayout
+
+FORMAT = "gshw-compiled-network"
+FORMAT_VERSION = 1
+_SEGMENT = "segment."
+
+
+def save_network(path: Path | str, compiled: CompiledNetwork) -> None:
+    """Write the file, whole or not at all; the same network gives the same bytes.
+
+    Raises
+    ------
+    GshwError
+        When the file cannot be written.
+    """
+    config, network = compiled.config, compiled.network
+    tensors = {}
+    for name, layer in network.layers.items():
+        tensors |= layer_tensors(name, layer)
+    for segment in compiled.segments:
+        tensors[f"{_SEGMENT}{segment.name}"] = np.frombuffer(segment.data, np.uint8)
+    network_data = {
+        "tensors": [dataclasses.asdict(tensor) for tensor in network.tensors.values()],
+        "nodes": [dataclasses.asdict(node) for node in network.nodes],
+        "inputs": network.inputs,
+        "outputs": network.outputs,
+    }
+    program = {
+        "n_samples": compiled.n_samples,
+        "base_address": compiled.base_address,
+        "n_bytes": compiled.n_bytes,
+        "segments": [(segment.name, segment.address) for segment in compiled.segments],
+        "layouts": {name: dataclasses.asdict(lay) for name, lay in compiled.layouts.items()},
+        "nodes": [dataclasses.asdict(node) for node in compiled.nodes],
+    }
+    metadata = {
+        "format": FORMAT,
+        "version": str(FORMAT_VERSION),
+        "config_hash": config.engine.hash,
+        "engine": json.dumps(config.engine.canonical()),
+        "layers": json.dumps([layer_metadata(layer) for layer in network.layers.values()]),
+        "network": json.dumps(network_data),
+        "program": json.dumps(program),
+        "provenance": json.dumps(dict(network.provenance)),
+    }
+    write_atomically(Path(path), archive_bytes(tensors, metadata))
+
+
+def load_network(path: Path | str, config: Config) -> CompiledNetwork:
+    """Read a compiled network and check it against the core.
+
+    Raises
+    ------
+    GshwError
+        Naming the file: missing, truncated, not a compiled network, for another engine, beyond
+        the bus's addresses, or contents that break the format.
+    """
+    metadata, tensors = read_archive(path, config.engine, FORMAT, FORMAT_VERSION)
+    try:
+        program = json.loads(metadata["program"])
+        stop = program["base_address"] + program["n_bytes"]
+        if stop > 1 << config.bus.address_width:
+            raise GshwError(
+                f"needs memory up to {stop - 1:#x}, beyond the bus's last address "
+                f"{(1 << config.bus.address_width) - 1:#x}"
+            )
+        entries = json.loads(metadata["layers"])
+        layers = {e["name"]: read_layer(config.engine, e, tensors) for e in entries}
+        data = json.loads(metadata["network"])
+        network = Network(
+            tensors={t["name"]: Tensor(**t | {"size": tuple(t["size"])}) for t in data["tensors"]},
+            nodes=tuple(_node(node) for node in data["nodes"]),
+            layers=layers,
+            inputs=tuple(data["inputs"]),
+            outputs=tuple(data["outputs"]),
+            provenance=json.loads(metadata["provenance"]),
+        )
+        return CompiledNetwork(
+            config=config,
+            network=network,
+            n_samples=program["n_samples"],
+            segments=tuple(
+                Segment(name, address, tensors[f"{_SEGMENT}{name}"].tobytes())
+                for name, address in program["segments"]
+            ),
+            layouts={name: _layout(layout) for name, layout in program["layouts"].items()},
+            base_address=program["base_address"],
+            n_bytes=program["n_bytes"],
+            nodes=tuple(NodeProgram(**node) for node in program["nodes"]),
+        )
+    except GshwError as error:
+        raise GshwError(f"{path}: {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise GshwError(f"{path}: metadata is incomplete: {error}") from None
+
+
+def _node(entry: dict) -> MatrixNode:
+    sources = tuple(Source(s["tensor"], tuple(s["step"])) for s in entry["sources"])
+    return MatrixNode(layer=entry["layer"], sources=sources, output=entry["output"])
+
+
+def _layout(entry: dict) -> TensorLayout:
+    return TensorLayout(
+        entry["address"], tuple(entry["shape"]), entry["run_bytes"], tuple(entry["strides"])
+    )

@@ -1,0 +1,111 @@
+"""``gshw run`` for compiled networks."""
+
+import argparse
+import io
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from gshw.config import Config
+from gshw.drivers.open import open_accelerator
+from gshw.errors import GshwError
+from gshw.files import check_output_file, write_atomically
+from gshw.network.artefact import load_network
+from gshw.network.compile import CompiledNetwork
+from gshw.network.execute import check_codes, execute
+from gshw.network.run import run_network
+from gshw.report import print_wide, write_record
+from gshw.top import Top
+
+
+def _input(
+    arguments: argparse.Namespace, compiled: CompiledNetwork, given: NDArray | None
+) -> dict[str, NDArray[np.int64]]:
+    network, engine = compiled.network, compiled.config.engine
+    (name,) = network.inputs
+    tensor = network.tensors[name]
+    if given is None:
+        low, high = engine.activation_range(tensor.signed)
+        shape = (compiled.n_samples, *tensor.size, tensor.channels)
+        given = np.random.default_rng(arguments.seed).integers(low, high + 1, shape)
+    codes = check_codes(engine, tensor, given)
+    if len(codes) != compiled.n_samples:
+        raise GshwError(
+            f"input {name!r} must have the {compiled.n_samples} samples that the network was "
+            f"compiled for, not {len(codes)}"
+        )
+    return {name: codes}
+
+
+def run_network_command(
+    arguments: argparse.Namespace,
+    console: Console,
+    config: Config,
+    given: NDArray | None,
+    top_verilog: Callable[[Config, Top], str],
+) -> bool:
+    """Run a compiled network as one program; with ``--check`` compare every tensor.
+
+    Parameters
+    ----------
+    given
+        Input codes; None takes random ones.
+    top_verilog
+        See :func:`gshw.drivers.open.open_accelerator`.
+
+    Returns
+    -------
+    bool
+        Whether all tensors equal the golden executor's; True where that was not asked for.
+
+    Raises
+    ------
+    GshwError
+        For bad input, and a device that fails.
+    """
+    check_output_file(arguments.output)
+    check_output_file(arguments.json)
+    if arguments.layer is not None:
+        raise GshwError(f"{arguments.model}: a compiled network runs as a whole, without --layer")
+    compiled = load_network(arguments.model, config)
+    inputs = _input(arguments, compiled, given)
+    status = console.status("running") if console.is_terminal else nullcontext()
+    with status, open_accelerator(arguments.device, config, top_verilog) as accelerator:
+        begin = time.monotonic()
+        run = run_network(accelerator, compiled, inputs)
+        seconds = time.monotonic() - begin
+        note = accelerator.note
+    differs: list[str] = []
+    if arguments.check:
+        wanted = execute(config.engine, compiled.network, inputs)
+        differs = [name for name in wanted if not np.array_equal(wanted[name], run.codes[name])]
+    table = Table(title=f"{arguments.model} on {arguments.device}")
+    for name in ("nodes", "cycles", "groups", "seconds", "golden executor"):
+        table.add_column(name, justify="right")
+    told = f"DIFFERS from {differs[0]!r} on" if differs else f"all {len(run.codes)} tensors same"
+    counters = [f"{run.counters[key]:,}" if run.counters else "" for key in ("cycles", "groups")]
+    table.add_row(
+        str(len(compiled.nodes)), *counters, f"{seconds:.3f}", told if arguments.check else ""
+    )
+    print_wide(console, table)
+    if note:
+        console.print(note, highlight=False)
+    if arguments.output is not None:
+        text = io.BytesIO()
+        np.save(text, run.codes[compiled.network.outputs[0]])
+        write_atomically(arguments.output, text.getvalue())
+    data = {
+        "device": arguments.device,
+        "seconds": seconds,
+        "counters": run.counters,
+        "match": None if not arguments.check else not differs,
+        "differs": differs,
+        "note": note,
+    }
+    write_record(arguments.json, config, arguments.raw, arguments.seed, data)
+    return not differs

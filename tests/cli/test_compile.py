@@ -1,0 +1,130 @@
+"""``gshw compile``, and ``gshw run`` on what it wrote."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from gshw.config import load_config
+from gshw.network.artefact import load_network
+
+
+@pytest.fixture
+def compiled(run, factory, tmp_path):
+    """The example chain, compiled for tiny; its file."""
+    path = tmp_path / "net.safetensors"
+    result = run(
+        "compile", f"{factory}:chain", "--config", "tiny", "--input-shape", "4,3,3", "-o", path,
+        "--json", tmp_path / "net.json",
+    )  # fmt: skip
+    assert (result.status, result.err) == (0, "")
+    return path, result
+
+
+def test_compile_tells_where_the_cycles_go(compiled, tmp_path):
+    path, result = compiled
+    record = json.loads((tmp_path / "net.json").read_text())
+    assert [node["name"] for node in record["nodes"]] == ["0", "4"]
+    assert sum(node["cycles"] for node in record["nodes"]) == record["counters"]["cycles"]
+    assert f"{record['counters']['cycles']:,}" in result.out
+    assert "2 nodes, all on the engine" in result.out
+    assert record["n_bytes"] == load_network(path, load_config("tiny")).n_bytes
+
+
+def test_compiling_twice_gives_the_same_bytes(compiled, run, factory):
+    path, _ = compiled
+    first = path.read_bytes()
+    assert run(
+        "compile", f"{factory}:chain", "--config", "tiny", "--input-shape", "4,3,3", "-o", path,
+        "--json", path.with_name("net.json"),
+    ).status == 0  # fmt: skip
+    assert path.read_bytes() == first
+
+
+@pytest.mark.parametrize("device", ["golden", "sim"])
+def test_a_compiled_network_runs(compiled, run, device, tmp_path):
+    path, _ = compiled
+    x = np.random.default_rng(0).integers(-128, 128, (1, 3, 3, 4))
+    np.save(tmp_path / "x.npy", x)
+    result = run(
+        "run", path, "--config", "tiny", "--device", device, "--input", tmp_path / "x.npy",
+        "--check", "-o", tmp_path / "y.npy", "--json", tmp_path / "run.json",
+    )  # fmt: skip
+    assert (result.status, result.err) == (0, "")
+    assert "all 3 tensors same" in result.out
+    assert np.load(tmp_path / "y.npy").shape == (1, 1, 1, 5)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["match"] is True
+    if device == "sim":
+        predicted = json.loads((tmp_path / "net.json").read_text())["counters"]
+        assert record["counters"]["cycles"] == predicted["cycles"]
+
+
+def test_a_wrong_result_is_told(compiled, run, tmp_path):
+    """A bit of a bias in the memory image changed."""
+    path, _ = compiled
+    tensors = load_file(path)
+    records = tensors["segment.4.records"].copy()
+    records[2] ^= 0x40
+    tensors["segment.4.records"] = records
+    with safe_open(str(path), "np") as archive:
+        metadata = archive.metadata()
+    bad = tmp_path / "bad.safetensors"
+    save_file(tensors, bad, metadata)
+    result = run("run", bad, "--config", "tiny", "--check", "--seed", 1)
+    assert result.status == 1
+    assert "DIFFERS from '4' on" in result.out
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+def test_a_factory_of_what_is_not_supported(refused, factory, tmp_path):
+    out = tmp_path / "x.safetensors"
+    text = refused(
+        "compile", f"{factory}:recurrent", "--config", "tiny", "--input-shape", "5,4", "-o", out
+    )
+    assert re.match(r"operator \S+ in '1' is not supported; supported are adaptive_avg_", text)
+    assert not out.exists()
+
+
+def test_weights_that_are_not_finite(refused, factory, tmp_path):
+    text = refused(
+        "compile", f"{factory}:nan", "--config", "tiny", "--input-shape", "4,3,3",
+        "-o", tmp_path / "x.safetensors",
+    )  # fmt: skip
+    assert text == "tensor '4': values must be finite"
+
+
+def test_a_network_of_another_engine(compiled, refused):
+    path, _ = compiled
+    text = refused("run", path, "--config", "h16")
+    assert text.startswith(f"{path}: was encoded for the engine ")
+
+
+def test_a_truncated_network(compiled, refused):
+    path, _ = compiled
+    path.write_bytes(path.read_bytes()[:-9])
+    text = refused("run", path, "--config", "tiny")
+    assert text.startswith(f"{path}: truncated, or not a safetensors file: ")
+
+
+def test_input_of_another_shape(compiled, refused, tmp_path):
+    path, _ = compiled
+    np.save(tmp_path / "x.npy", np.zeros((2, 3, 3, 4), dtype=np.int64))
+    text = refused("run", path, "--config", "tiny", "--input", tmp_path / "x.npy")
+    assert text == (
+        "input 'input' must have the 1 samples that the network was compiled for, not 2"
+    )
+    np.save(tmp_path / "x.npy", np.zeros((1, 3, 4, 4), dtype=np.int64))
+    text = refused("run", path, "--config", "tiny", "--input", tmp_path / "x.npy")
+    assert text == "tensor 'input' must have shape (samples, 3, 3, 4), not (1, 3, 4, 4)"
+
+
+def test_a_layer_of_a_network(compiled, refused):
+    path, _ = compiled
+    text = refused("run", path, "--config", "tiny", "--layer", "4")
+    assert text == f"{path}: a compiled network runs as a whole, without --layer"
