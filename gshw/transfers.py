@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gshw.config import Config
+from gshw.errors import GshwError
 from gshw.plan import Plan, StreamTile
 from gshw.program import Opcode
 
@@ -70,6 +71,21 @@ class TensorLayout:
         shape = (samples, -(-height // step[0]), -(-width // step[1]), channels)
         sample, line, pixel = self.strides
         return replace(self, shape=shape, strides=(sample, line * step[0], pixel * step[1]))
+
+    def part(self, config: Config, first: int, channels: int) -> "TensorLayout":
+        """Some channels of it.
+
+        Raises
+        ------
+        GshwError
+            Where they do not begin at a whole byte.
+        """
+        start, rest = divmod(first * config.engine.activation_width, 8)
+        if rest:
+            raise GshwError(f"channels from {first} on must begin at a whole byte of the pixel")
+        shape = (*self.shape[:3], channels)
+        run_bytes = _channel_bytes(config, channels)
+        return replace(self, address=self.address + start, shape=shape, run_bytes=run_bytes)
 
 
 def _channel_bytes(config: Config, n_channels: int) -> int:

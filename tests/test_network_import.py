@@ -179,6 +179,21 @@ def test_a_skip_is_exact():
     assert np.allclose(sums * scale, ratio, rtol=2**-15)
 
 
+def test_a_wide_mean_is_cut_into_channels():
+    """Windows of many words are split by channels, into one tensor."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1)).eval()
+    x = torch.randn(3, 100, 16, 8)
+    network, values = integers(model, x)
+    pieces = [node for node in network.nodes if node.output != "relu"]
+    starts = [node.first for node in pieces]
+    assert len(starts) > 1 and starts[0] == 0 and all(start % 16 == 0 for start in starts)
+    assert [node.sources[0].first for node in pieces] == starts
+    assert {node.output for node in pieces} == set(network.outputs)
+    wanted = model(x).numpy()[:, :, 0, 0]
+    assert np.abs(values[network.outputs[0]][:, 0, 0] - wanted).max() < 0.02 * wanted.max()
+
+
 def test_masks_are_kept():
     torch.manual_seed(0)
     model = trained(Residual(), (3, 12, 10))

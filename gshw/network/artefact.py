@@ -110,8 +110,8 @@ def load_network(path: Path | str, config: Config) -> CompiledNetwork:
 
 
 def _node(entry: dict) -> MatrixNode:
-    sources = tuple(Source(s["tensor"], tuple(s["step"])) for s in entry["sources"])
-    return MatrixNode(layer=entry["layer"], sources=sources, output=entry["output"])
+    sources = tuple(Source(**s | {"step": tuple(s["step"])}) for s in entry["sources"])
+    return MatrixNode(**entry | {"sources": sources})
 
 
 def _layout(entry: dict) -> TensorLayout:

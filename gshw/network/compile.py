@@ -147,12 +147,13 @@ def compile_network(
         groups = end
         records = groups + aligned(item.image.n_groups * group_bytes(config))
         end = records + aligned(item.image.n_records * record_bytes(config))
-        sources = tuple(layouts[s.tensor].every(s.step) for s in item.node.sources)
-        memories.append(
-            LayerMemory(
-                groups=groups, records=records, sources=sources, result=layouts[item.node.output]
-            )
+        channels = item.image.layer.geometry.stored_part_channels
+        sources = tuple(
+            layouts[s.tensor].every(s.step).part(config, s.first, n)
+            for s, n in zip(item.node.sources, channels, strict=True)
         )
+        result = layouts[item.node.output].part(config, item.node.first, item.image.layer.n_rows)
+        memories.append(LayerMemory(groups=groups, records=records, sources=sources, result=result))
     builder, nodes = _schedule(config, planned, memories)
     data = base_address + aligned((len(builder.steps) + 1) * INSTRUCTION_BYTES)
     _check_memory(config, data + end)

@@ -38,9 +38,12 @@ def check_codes(config: EngineConfig, tensor: Tensor, codes: NDArray) -> NDArray
 
 def node_input(node: MatrixNode, codes: Mapping[str, NDArray[np.int64]]) -> NDArray[np.int64]:
     """The parts of a node's input side by side, shape (n_samples, height, width, channels)."""
-    return np.concatenate(
-        [codes[s.tensor][:, :: s.step[0], :: s.step[1]] for s in node.sources], axis=3
-    )
+    pieces = []
+    for source in node.sources:
+        stop = None if source.channels is None else source.first + source.channels
+        tensor = codes[source.tensor]
+        pieces.append(tensor[:, :: source.step[0], :: source.step[1], source.first : stop])
+    return np.concatenate(pieces, axis=3)
 
 
 def execute(
@@ -72,5 +75,10 @@ def execute(
         codes[name] = check_codes(config, network.tensors[name], inputs[name])
     for node in network.nodes:
         on_node(node.name)
-        codes[node.output] = run_layer(config, network.layers[node.layer], node_input(node, codes))
+        layer = network.layers[node.layer]
+        found = run_layer(config, layer, node_input(node, codes))
+        tensor = network.tensors[node.output]
+        if node.output not in codes:
+            codes[node.output] = np.zeros((*found.shape[:3], tensor.channels), dtype=np.int64)
+        codes[node.output][..., node.first : node.first + layer.n_rows] = found
     return codes

@@ -45,10 +45,25 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Source:
-    """A tensor as a node reads it: every ``step``-th line and pixel."""
+    """A tensor as a node reads it.
+
+    Parameters
+    ----------
+    step
+        Every so many lines and pixels.
+    first, channels
+        Range of channels; None: all from the first on.
+    """
 
     tensor: str
     step: tuple[int, int] = (1, 1)
+    first: int = 0
+    channels: int | None = None
+
+    def channels_of(self, tensor: Tensor) -> range:
+        """Channels that are read."""
+        stop = tensor.channels if self.channels is None else self.first + self.channels
+        return range(self.first, stop)
 
     def size_of(self, tensor: Tensor) -> tuple[int, int]:
         """Lines and pixels that are read."""
@@ -65,13 +80,14 @@ class MatrixNode:
         Name of the encoded layer, and of the node.
     sources
         One per part of the layer's geometry.
-    output
-        Tensor.
+    output, first
+        Tensor, and the channel where the layer's rows begin in it.
     """
 
     layer: str
     sources: tuple[Source, ...]
     output: str
+    first: int = 0
 
     @property
     def name(self) -> str:
@@ -112,21 +128,25 @@ class Network:
     def __post_init__(self) -> None:
         for name in (*self.inputs, *self.outputs):
             self._tensor("the network", name)
-        written = set(self.inputs)
+        written = {name: set(range(self.tensors[name].channels)) for name in self.inputs}
         for node in self.nodes:
             for source in node.sources:
-                self._tensor(f"node {node.name!r}", source.tensor)
-                if source.tensor not in written:
+                channels = source.channels_of(self._tensor(f"node {node.name!r}", source.tensor))
+                if not written.get(source.tensor, set()).issuperset(channels):
                     raise GshwError(
                         f"node {node.name!r} reads {source.tensor!r} before it is written"
                     )
             self._tensor(f"node {node.name!r}", node.output)
-            if node.output in written:
+            if node.layer not in self.layers:
+                raise GshwError(f"node {node.name!r}: no encoded layer of that name")
+            rows = range(node.first, node.first + self.layers[node.layer].n_rows)
+            before = written.setdefault(node.output, set())
+            if not before.isdisjoint(rows):
                 raise GshwError(f"node {node.name!r}: tensor {node.output!r} is written twice")
-            written.add(node.output)
+            before.update(rows)
             self._check_matrix(node)
         for name in self.outputs:
-            if name not in written:
+            if len(written.get(name, ())) < self.tensors[name].channels:
                 raise GshwError(f"output {name!r} is never written")
 
     def _tensor(self, who: str, name: str) -> Tensor:
@@ -135,13 +155,11 @@ class Network:
         return self.tensors[name]
 
     def _check_matrix(self, node: MatrixNode) -> None:
-        if node.layer not in self.layers:
-            raise GshwError(f"node {node.name!r}: no encoded layer of that name")
         layer = self.layers[node.layer]
         geometry, stage = layer.geometry, layer.requantisation
         channels = [part.channels for part in geometry.parts] or [geometry.in_channels]
         sources = [(source, self.tensors[source.tensor]) for source in node.sources]
-        found = [tensor.channels for _, tensor in sources]
+        found = [len(source.channels_of(tensor)) for source, tensor in sources]
         if found != channels:
             raise GshwError(f"node {node.name!r} must read parts of {channels} channels: {found}")
         size = sources[0][0].size_of(sources[0][1])
@@ -156,11 +174,11 @@ class Network:
                     f"node {node.name!r}: tensor {tensor.name!r} and the layer must have one sign"
                 )
         output = self.tensors[node.output]
-        wanted = (geometry.output_size(*size), layer.n_rows)
-        if (output.size, output.channels) != wanted:
+        wanted = geometry.output_size(*size)
+        if output.size != wanted or output.channels < node.first + layer.n_rows:
             raise GshwError(
-                f"node {node.name!r}: output must be (size, channels) {wanted}, not "
-                f"{(output.size, output.channels)}"
+                f"node {node.name!r}: output must be of size {wanted} and have "
+                f"{node.first + layer.n_rows} channels, not {output.size} and {output.channels}"
             )
 
     def check_config(self, config: EngineConfig) -> None:

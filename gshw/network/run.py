@@ -62,10 +62,10 @@ def run_network(
         address = compiled.layouts[name].address
         accelerator.write_memory(address, compiled.input_bytes(name, codes[name]))
     run = accelerator.run(compiled.program_address)
-    for node in network.nodes:
-        layout = compiled.layouts[node.output]
+    for name in dict.fromkeys(node.output for node in network.nodes):
+        layout = compiled.layouts[name]
         data = accelerator.read_memory(layout.address, layout.n_bytes)
-        codes[node.output] = compiled.read_tensor(node.output, data)
+        codes[name] = compiled.read_tensor(name, data)
     return NetworkRun(codes=codes, counters=run.counters)
 
 

@@ -40,8 +40,8 @@ class Term:
     ----------
     tensor
         That it reads.
-    channels
-        Of the tensor.
+    channels, first
+        That it reads of the tensor: how many, from which on.
     weight
         Shape (n_rows, channels / groups, kernel height, kernel width), float64.
     groups
@@ -61,6 +61,7 @@ class Term:
     step: Pair = ONES
     window: Window = POINT
     key: str | None = None
+    first: int = 0
 
     @property
     def n_rows(self) -> int:

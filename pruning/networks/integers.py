@@ -52,8 +52,10 @@ def quantise_network(
     layers, nodes = {}, []
     for node in network.nodes:
         on_node(node.name)
-        layers[node.name], made = _encode(config, network, node, tensors, projections)
-        nodes.append(made)
+        for piece, first in split_groups(config, node):
+            layer, made = _encode(config, network, piece, tensors, projections, node.name, first)
+            layers[layer.name] = layer
+            nodes.append(made)
     return Network(
         tensors=tensors,
         nodes=tuple(nodes),
@@ -62,6 +64,45 @@ def quantise_network(
         outputs=network.outputs,
         provenance=dict(provenance or {}),
     )
+
+
+WINDOW_SHARE = 4
+"""A window of groups shall take at most one in so many words of a bank."""
+
+
+def split_groups(config: EngineConfig, node: FloatNode) -> list[tuple[FloatNode, int]]:
+    """A node of many groups as several, each of some groups; and the first row of each.
+
+    So the window of one pixel fits the banks with room for more, and no matrix is mostly zeros.
+    """
+    term = node.affine.terms[0]
+    n_taps = term.window.kernel[0] * term.window.kernel[1]
+    if len(node.affine.terms) > 1 or term.groups == 1 or n_taps == 1:
+        return [(node, 0)]
+    n_words = max(1, config.bank_depth // WINDOW_SHARE // n_taps)
+    per_group = term.channels // term.groups
+    most = max(1, n_words * config.channels_per_row // per_group)
+    n_pieces = -(-term.groups // most)
+    # Whole scratchpad rows, but for the last piece.
+    row_groups = max(1, config.channels_per_row // per_group)
+    even = -(-term.groups // n_pieces)
+    size = -(-even // row_groups) * row_groups
+    rows_per_group = term.n_rows // term.groups
+    pieces = []
+    for start in range(0, term.groups, size):
+        n_groups = min(size, term.groups - start)
+        rows = slice(start * rows_per_group, (start + n_groups) * rows_per_group)
+        part = replace(
+            term,
+            weight=term.weight[rows],
+            groups=n_groups,
+            channels=n_groups * per_group,
+            first=start * per_group,
+        )
+        affine = replace(node.affine, terms=(part,), bias=node.affine.bias[rows])
+        name = node.name if size >= term.groups else f"{node.name}[{rows.start}:{rows.stop}]"
+        pieces.append((replace(node, name=name, affine=affine), rows.start))
+    return pieces
 
 
 def _tensors(config: EngineConfig, network: FloatNetwork) -> dict[str, Tensor]:
@@ -198,8 +239,10 @@ def _encode(
     node: FloatNode,
     tensors: Mapping[str, Tensor],
     projections: Mapping[str, Projection],
+    output_name: str,
+    first: int,
 ) -> tuple[EncodedLayer, MatrixNode]:
-    name, output = node.name, tensors[node.name]
+    name, output = node.name, tensors[output_name]
     terms = node.affine.terms
     signed = tensors[terms[0].tensor].signed
     columns = [_columns(term, tensors[term.tensor], projections, name) for term in terms]
@@ -237,8 +280,13 @@ def _encode(
         input_scale=tensors[terms[0].tensor].scale,
         output_scale=output.scale,
     )
-    sources = tuple(Source(term.tensor, term.step) for term in terms)
-    return layer, MatrixNode(layer=name, sources=sources, output=name)
+    sources = tuple(
+        Source(term.tensor, term.step)
+        if term.channels == tensors[term.tensor].channels
+        else Source(term.tensor, term.step, term.first, term.channels)
+        for term in terms
+    )
+    return layer, MatrixNode(layer=name, sources=sources, output=output_name, first=first)
 
 
 def _clamp(config: EngineConfig, node: FloatNode, output: Tensor) -> dict[str, int]:

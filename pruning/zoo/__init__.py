@@ -1,0 +1,1 @@
+"""Networks to measure with, whose weights have the names of public checkpoints."""
