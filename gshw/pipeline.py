@@ -13,9 +13,8 @@ FETCH_LATENCY = 3
 
 First address, buffer read, buffer output register.
 """
-OFFSET_LATENCY = 3
-"""Memory read, its output register, one more to come near the banks: from the issue of a
-scheduled group to its offsets."""
+FEW_MACS = 8
+"""Engines of no more lie close together and do without registers for the way."""
 BANK_LATENCY = 2
 """Memory read, memory output register."""
 MULTIPLY_LATENCY = 2
@@ -62,9 +61,20 @@ class Pipeline:
     config: EngineConfig
 
     @property
+    def read_registers(self) -> int:
+        """Registers behind the memories of a group's parts: the output's, and one for the way."""
+        n_macs = self.config.lanes * self.config.block * self.config.columns
+        return 1 if n_macs <= FEW_MACS else 2
+
+    @property
+    def offset_latency(self) -> int:
+        """Memory read and its registers: from the issue of a scheduled group to its offsets."""
+        return 1 + self.read_registers
+
+    @property
     def address(self) -> int:
         """Base plus offset, after the offsets were read, or selected by the arbiter in a cycle."""
-        return 1 + (1 if self.config.gather is Gather.ARBITRATED else OFFSET_LATENCY)
+        return 1 + (1 if self.config.gather is Gather.ARBITRATED else self.offset_latency)
 
     @property
     def routing(self) -> int:

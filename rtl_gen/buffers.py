@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 
 from gshw.config import EngineConfig, Gather
 from gshw.layout import group_fields, group_head_fields, record_fields, word_width
-from gshw.pipeline import FETCH_LATENCY, OFFSET_LATENCY, Pipeline
+from gshw.pipeline import FETCH_LATENCY, Pipeline
 from rtl_gen.delay import delay
 from rtl_gen.layouts import (
     group_layout,
@@ -126,7 +126,7 @@ class GroupBuffer(wiring.Component):
     gather unit takes the head, so that no register chain has to carry them along, and a stall
     reaches few registers.
 
-    Latency: ``offset`` (scheduled only) is valid ``OFFSET_LATENCY`` cycles after the head was at
+    Latency: ``offset`` (scheduled only) is valid ``Pipeline.offset_latency`` after the head was at
     ``head``, ``route`` after ``Pipeline.route_delay``, ``weight`` after ``Pipeline.weight_delay``.
     Throughput: one group per cycle.
     """
@@ -187,7 +187,7 @@ class GroupBuffer(wiring.Component):
                     "offset",
                     word[issue_width:head_width],
                     head.o.payload.address,
-                    OFFSET_LATENCY,
+                    self._pipeline.offset_latency,
                 ),
             )
             m.d.comb += [self.offset[b].eq(offsets[b]) for b in range(config.lanes)]
@@ -218,8 +218,9 @@ class GroupBuffer(wiring.Component):
     def _late_read(self, m: Module, name: str, load_data, address, n_cycles: int) -> Signal:
         """Memory of one part of the word, out ``n_cycles`` after ``address`` was presented.
 
-        A register follows the memory, and one more, as those who need the word lie far away.
+        A register follows the memory, and one more where those who need the word lie far away.
         """
+        n_registers = self._pipeline.read_registers
         memory = Memory(shape=len(load_data), depth=self.config.group_buffer_depth, init=[])
         m.submodules[f"{name}_memory"] = memory
         write, read = memory.write_port(), memory.read_port(transparent_for=())
@@ -228,9 +229,9 @@ class GroupBuffer(wiring.Component):
             write.addr.eq(self.load.payload.address),
             write.data.eq(load_data),
             read.en.eq(1),
-            read.addr.eq(delay(m, address, n_cycles - 3, f"{name}_address")),
+            read.addr.eq(delay(m, address, n_cycles - 1 - n_registers, f"{name}_address")),
         ]
-        return delay(m, read.data, 2, f"{name}_data")
+        return delay(m, read.data, n_registers, f"{name}_data")
 
 
 class RowBuffer(wiring.Component):

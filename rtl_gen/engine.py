@@ -30,6 +30,14 @@ from rtl_gen.sequencer import PositionLoops, SteppedAddress
 class Engine(wiring.Component):
     """One gather/scatter engine.
 
+    Parameters
+    ----------
+    config
+        Its config.
+    small
+        No register between the loads and the memories, which lie close together: loads are
+        written a cycle earlier. No copy of the command: its payload holds until ``done``.
+
     Members
     -------
     command
@@ -55,8 +63,9 @@ class Engine(wiring.Component):
         First 32 bits of the config's hash.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, *, small: bool = False) -> None:
         self.config = config
+        self._small = small
         group_width = word_width(group_fields(config))
         record_width = word_width(record_fields(config))
         super().__init__(
@@ -111,9 +120,11 @@ class Engine(wiring.Component):
         group_end = Signal(config.group_address_width + 2, reset_less=True)
         record_end = Signal(config.record_address_width + 2, reset_less=True)
         refused_hash, refused_range, refused = Signal(), Signal(), Signal()
+        if self._small:
+            m.d.comb += current.eq(offered)
         with m.If(accept):
             m.d.sync += [
-                current.eq(offered),
+                *([] if self._small else [current.eq(offered)]),
                 group_end.eq(offered.group_base + offered.n_groups),
                 record_end.eq(offered.record_base + offered.n_records),
             ]
@@ -324,6 +335,9 @@ class Engine(wiring.Component):
 
     def _connect_load(self, m: Module, platform, name: str, target) -> None:
         load = getattr(self, name)
+        if self._small:
+            wiring.connect(m, wiring.flipped(load), target)
+            return
         register = place(m, platform, f"{name}_register", LoadRegister(load.payload.shape()))
         wiring.connect(m, wiring.flipped(load), register.i)
         wiring.connect(m, register.o, target)

@@ -170,7 +170,7 @@ class Processor(wiring.Component):
         load = place(m, platform, "load", LoadUnit(config, held=small))
         compute = place(m, platform, "compute", ComputeUnit(config))
         store = place(m, platform, "store", StoreUnit(config, small=small))
-        engine = place(m, platform, "engine", Engine(config.engine))
+        engine = place(m, platform, "engine", Engine(config.engine, small=small))
         units = {Unit.LOAD: load, Unit.COMPUTE: compute, Unit.STORE: store}
         for kind, unit in units.items():
             wiring.connect(m, queues[kind].o, unit.instruction)

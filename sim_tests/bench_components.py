@@ -18,7 +18,7 @@ from gshw.config import Gather, load_config
 from gshw.encoding import Requantisation
 from gshw.golden import requantise
 from gshw.layout import group_fields, group_head_fields, record_fields, word_width
-from gshw.pipeline import OFFSET_LATENCY, SCATTER_LEAD, TAG_LEAD, Pipeline
+from gshw.pipeline import SCATTER_LEAD, TAG_LEAD, Pipeline
 from gshw.plan import Command
 from rtl_gen.layouts import (
     issue_layout,
@@ -466,6 +466,7 @@ async def group_buffer_reads_route_and_weights_late(dut):
     width, n_route = word_width(fields), route_width(CONFIG)
     issue_width = issue_layout(CONFIG).size
     pipeline = Pipeline(CONFIG)
+    offset_latency = pipeline.offset_latency
     n_groups = min(20, CONFIG.group_buffer_depth)
     base = CONFIG.group_buffer_depth - n_groups
     words = [random.getrandbits(width) for _ in range(n_groups)]
@@ -484,10 +485,12 @@ async def group_buffer_reads_route_and_weights_late(dut):
             assert int(dut.groups_head_valid.value)
             presented.append(words[index])
             last = index == n_groups - 1
-            head = words[index] & (1 << issue_width) - 1 | last << issue_width
+            ends = words[index] & (1 << CONFIG.drain_width) - 1 != 0
+            head = words[index] & (1 << issue_width) - 1
+            head |= ends << issue_width | last << (issue_width + 1)
             assert int(dut.groups_head_payload.value) == head
-            if issue_width < head_width and len(presented) > OFFSET_LATENCY:
-                word = presented[-1 - OFFSET_LATENCY] >> issue_width
+            if issue_width < head_width and len(presented) > offset_latency:
+                word = presented[-1 - offset_latency] >> issue_width
                 for b in range(CONFIG.lanes):
                     offset = int(getattr(dut, f"groups_offset_{b}").value)
                     assert offset == word >> (b * CONFIG.address_width) & CONFIG.bank_depth - 1

@@ -6,7 +6,7 @@ from amaranth.hdl import Value
 
 from gshw.config import Gather
 from gshw.layout import group_fields, group_head_fields, record_fields, word_width
-from gshw.pipeline import OFFSET_LATENCY, Pipeline
+from gshw.pipeline import Pipeline
 from rtl_gen.buffers import GroupBuffer, LoopBuffer, RowBuffer
 from rtl_gen.layouts import issue_layout
 from tests.rtl.bench import at_random, collector, feeder, hold_watcher, never, simulate
@@ -251,7 +251,7 @@ def test_group_parts_appear_when_the_pipeline_needs_them(name, stall):
         )
         if scheduled:
             wanted = (word & ((1 << head_width) - 1)) >> issue_width
-            assert offsets[cycle + OFFSET_LATENCY] == wanted
+            assert offsets[cycle + pipeline.offset_latency] == wanted
         route = word >> head_width & ((1 << (width - head_width - weight_bits)) - 1)
         assert routes[cycle + pipeline.route_delay] == route
         assert weights[cycle + pipeline.weight_delay] == word >> (width - weight_bits)
