@@ -313,7 +313,7 @@ class Importer:
         n_axes = self._floats[node].ndim
         order = list(range(n_axes))
         if node.target is aten.permute.default:
-            order = [axis % n_axes for axis in node.args[1]]
+            order = [axis % n_axes for axis in self._argument(node, 1, "dims")]
         else:
             one, other = (axis % n_axes for axis in node.args[1:3])
             order[one], order[other] = other, one
@@ -432,7 +432,7 @@ class Importer:
     def _mean(self, node: fx.Node) -> _Value:
         source = node.args[0]
         value = self._values[source]
-        axes = {axis % self._floats[source].ndim for axis in node.args[1]}
+        axes = {axis % self._floats[source].ndim for axis in self._argument(node, 1, "dim")}
         pixels = set(range(1, self._floats[source].ndim)) - {value.axis}
         if axes != pixels:
             raise self._unsupported(node, " over anything but all pixels")
@@ -442,7 +442,7 @@ class Importer:
 
     def _adaptive_mean(self, node: fx.Node) -> _Value:
         source = node.args[0]
-        if any(n != 1 for n in node.args[1]):
+        if any(n != 1 for n in self._argument(node, 1, "output_size")):
             raise self._unsupported(node, " to more than one pixel")
         return self._mean_of(source, None)
 
@@ -473,7 +473,7 @@ class Importer:
 
     def _concatenate(self, node: fx.Node) -> _Value:
         """Every piece as rows of its own: a diagonal matrix over parts."""
-        pieces = node.args[0]
+        pieces = self._argument(node, 0, "tensors")
         axis = int(self._argument(node, 1, "dim", 0)) % self._floats[node].ndim
         if any(self._value(piece).axis != axis for piece in pieces):
             raise self._unsupported(node, " along an axis of pixels")
