@@ -12,6 +12,7 @@ from gshw.errors import GshwError
 from gshw.geometry import Geometry, LayerKind, Part
 from gshw.network.graph import MatrixNode, Network, Source, Tensor
 from gshw.quantise import accumulator_scales, activation_scale, least_scale, to_fixed
+from gshw.row_order import choose_row_order
 from pruning.networks.affine import Term, main_window
 from pruning.networks.float_graph import FloatNetwork, FloatNode, FloatTensor
 from pruning.patterns.pattern import Projection
@@ -263,6 +264,7 @@ def _encode(
     matrix = np.concatenate(pieces, axis=2)
     n_rows = node.affine.n_rows
     geometry = _geometry(config, network, node, parts)
+    mask = np.concatenate(masks, axis=2).reshape(n_rows, -1)
     layer = encode_layer(
         config,
         name,
@@ -275,8 +277,8 @@ def _encode(
             **_clamp(config, node, output),
             signed_input=signed,
         ),
-        mask=np.concatenate(masks, axis=2).reshape(n_rows, -1),
-        row_order=_row_order(node, projections),
+        mask=mask,
+        row_order=_row_order(config, node, projections, geometry, mask),
         input_scale=tensors[terms[0].tensor].scale,
         output_scale=output.scale,
     )
@@ -299,11 +301,18 @@ def _clamp(config: EngineConfig, node: FloatNode, output: Tensor) -> dict[str, i
     return {"low": low, "high": high}
 
 
-def _row_order(node: FloatNode, projections: Mapping[str, Projection]) -> NDArray[np.int64] | None:
+def _row_order(
+    config: EngineConfig,
+    node: FloatNode,
+    projections: Mapping[str, Projection],
+    geometry: Geometry,
+    mask: NDArray[np.bool_],
+) -> NDArray[np.int64]:
+    """The mask's own order, or the better of the usual two."""
     for term in node.affine.terms:
         if term.key is not None and term.key in projections:
             return projections[term.key].row_order
-    return None
+    return choose_row_order(config, geometry, mask)
 
 
 def _geometry(
