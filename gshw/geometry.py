@@ -7,7 +7,7 @@ not depend on the position, and a mask that is conflict-free once is conflict-fr
 
 import enum
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,6 +94,11 @@ class Geometry:
     def linear(in_features: int) -> "Geometry":
         """Geometry of a fully connected layer."""
         return Geometry(kind=LayerKind.LINEAR, in_channels=in_features)
+
+    def unfolded_if_smaller(self, config: EngineConfig) -> "Geometry":
+        """The same window unfolded, where that halves the padded columns at least."""
+        unfolded = replace(self, unfold=True)
+        return unfolded if 2 * unfolded.n_words(config) <= self.n_words(config) else self
 
     @property
     def n_taps(self) -> int:

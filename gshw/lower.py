@@ -126,12 +126,49 @@ class LayerProgram:
 
     def output_codes(self, data: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Output codes of the bytes at ``output_layout.address``."""
-        engine, shape = self.config.engine, self.output_layout.shape
-        codes = unpack_codes(engine, data.reshape(*shape[:3], -1))[..., : shape[3]]
-        if self.layer.requantisation.signed_output:
-            width = engine.activation_width
-            codes = codes - ((codes >> (width - 1)) << width)
-        return codes
+        signed = self.layer.requantisation.signed_output
+        return tensor_codes(self.config, self.output_layout, data, signed=signed)
+
+
+def tensor_codes(
+    config: Config, layout: TensorLayout, data: NDArray[np.uint8], *, signed: bool
+) -> NDArray[np.int64]:
+    """Codes of a tensor's bytes, of the layout's shape."""
+    engine, shape = config.engine, layout.shape
+    codes = unpack_codes(engine, data.reshape(*shape[:3], -1))[..., : shape[3]]
+    if signed:
+        width = engine.activation_width
+        codes = codes - ((codes >> (width - 1)) << width)
+    return codes
+
+
+def check_base_address(base_address: int) -> None:
+    """Refuse an address at which no memory may begin.
+
+    Raises
+    ------
+    GshwError
+        Naming the rule and the address.
+    """
+    if base_address < 0 or base_address % ALIGNMENT_BYTES:
+        raise GshwError(
+            f"base_address must be a multiple of {ALIGNMENT_BYTES}, not {base_address:#x}"
+        )
+
+
+def check_addressable(config: Config, stop: int, what: str) -> None:
+    """Refuse memory up to ``stop``, exclusively, where the bus does not reach it.
+
+    Raises
+    ------
+    GshwError
+        Naming ``what`` needs the memory, and both addresses.
+    """
+    limit = 1 << config.bus.address_width
+    if stop > limit:
+        raise GshwError(
+            f"{what} needs memory up to {stop - 1:#x}, beyond the bus's last address {limit - 1:#x}"
+        )
 
 
 def lower_layer(
@@ -193,20 +230,12 @@ def _place(
 ) -> LayerProgram:
     """Give everything its address: the program first, then what it reads and writes."""
     name, memory = image.layer.name, lowering.memory
-    if base_address < 0 or base_address % ALIGNMENT_BYTES:
-        raise GshwError(
-            f"base_address must be a multiple of {ALIGNMENT_BYTES}, not {base_address:#x}"
-        )
+    check_base_address(base_address)
     builder, result = lowering.builder, memory.result
     source = joined_parts(memory.sources)
     data = base_address + aligned((len(builder.steps) + 1) * INSTRUCTION_BYTES)
     stop = data + result.address + result.n_bytes
-    limit = 1 << config.bus.address_width
-    if stop > limit:
-        raise GshwError(
-            f"layer {name!r} needs memory up to {stop - 1:#x}, beyond the bus's last address "
-            f"{limit - 1:#x}"
-        )
+    check_addressable(config, stop, f"layer {name!r}")
     program = assemble(config.engine.hash32, builder.instructions(data))
     groups = image.pack_groups(lowering.plan.pitch).tobytes()
     return LayerProgram(

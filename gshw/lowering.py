@@ -109,10 +109,8 @@ class LayerMemory:
     result: TensorLayout
 
 
-def own_memory(
-    config: Config, plan: Plan, n_samples: int, height: int, width: int, address: int = 0
-) -> LayerMemory:
-    """Everything of one layer side by side, from an address on.
+def own_memory(config: Config, plan: Plan, n_samples: int, height: int, width: int) -> LayerMemory:
+    """Everything of one layer side by side, from address 0 on.
 
     Parameters
     ----------
@@ -120,14 +118,14 @@ def own_memory(
         Of the layer's input, before padding.
     """
     layer = plan.image.layer
-    records = address + aligned(plan.image.n_groups * group_bytes(config))
+    records = aligned(plan.image.n_groups * group_bytes(config))
     start = records + aligned(plan.image.n_records * record_bytes(config))
     size = (n_samples, *input_shape(plan, height, width))
     sources = part_layouts(config, size, layer.geometry.stored_part_channels, start)
     end = max(source.address + source.n_bytes for source in sources)
     shape = (n_samples, *plan.output_shape, layer.n_rows)
     return LayerMemory(
-        groups=address,
+        groups=0,
         records=records,
         sources=sources,
         result=tensor_layout(config, shape, aligned(end)),

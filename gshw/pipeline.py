@@ -63,8 +63,7 @@ class Pipeline:
     @property
     def read_registers(self) -> int:
         """Registers behind the memories of a group's parts: the output's, and one for the way."""
-        n_macs = self.config.lanes * self.config.block * self.config.columns
-        return 1 if n_macs <= FEW_MACS else 2
+        return 1 if self.config.macs_per_cycle <= FEW_MACS else 2
 
     @property
     def offset_latency(self) -> int:

@@ -49,8 +49,7 @@ class Gearbox(wiring.Component):
     finish
         The current part completes a word.
     word_end
-        The current part is the last of its word's, as is that which makes the run incomplete if
-        it ends beyond a word.
+        The current part fills its word, whether the run may end there or not.
     incomplete
         The run ends within a word. ``finish`` is low then.
     word

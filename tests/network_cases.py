@@ -36,7 +36,7 @@ def encoded(
 def residual_network(engine: EngineConfig, seed: int = 0) -> Network:
     """Stem (unfolded), a block with its skip, a strided block with a shortcut of its own, a mean.
 
-    One tensor has three readers, and one is read with a step.
+    Two tensors have two readers, and one is read with a step.
     """
     rng = np.random.default_rng(seed)
     width = engine.channels_per_row // 2 + 3

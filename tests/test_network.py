@@ -8,13 +8,14 @@ import pytest
 
 from gshw.config import BusConfig, Config, load_config
 from gshw.errors import GshwError
+from gshw.geometry import Part
 from gshw.golden import run_layer
 from gshw.network.compile import compile_network
 from gshw.network.execute import execute
 from gshw.network.graph import Source
 from gshw.program_model import ProgramModel
 from tests.network_cases import residual_network
-from tests.strategies import all_engines
+from tests.strategies import all_engines, conv
 
 TINY = load_config("tiny").engine
 
@@ -101,6 +102,72 @@ def changed(network, position: int, **changes):
 def test_networks_that_do_not_fit_together(position, changes, message):
     with raises(message):
         changed(residual_network(TINY), position, **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("stem", {"channels": 0}, "tensor 'stem' must have at least one element, not 7 x 6 x 0"),
+        ("stem", {"scale": 0.0}, "tensor 'stem': scale must be positive, not 0.0"),
+        (
+            "stem",
+            {"signed": True},
+            "node 'block1.a': tensor 'stem' and the layer must have one sign",
+        ),
+        (
+            "block2.a",
+            {"size": (4, 4)},
+            "node 'block2.a': output must be of size (4, 3) and have 5 channels, not (4, 4) and 5",
+        ),
+        ("fc", {"channels": 6}, "output 'fc' is never written"),
+    ],
+)
+def test_tensors_that_do_not_fit(name, changes, message):
+    network = residual_network(TINY)
+    with raises(message):
+        tensor = dataclasses.replace(network.tensors[name], **changes)
+        dataclasses.replace(network, tensors={**network.tensors, name: tensor})
+
+
+def test_a_clamp_beyond_the_tensor():
+    network = residual_network(TINY)
+    tensors = dict(network.tensors)
+    tensors["fc"] = dataclasses.replace(tensors["fc"], signed=False)
+    with raises("node 'fc': clamp must be within 0..255, the codes of its output, not -128..127"):
+        dataclasses.replace(network, tensors=tensors).check_config(TINY)
+
+
+def test_an_unfolded_input_with_two_readers():
+    """The windows in memory would be of no use to the other one."""
+    network = residual_network(TINY)
+    stem = network.nodes[0]
+    twin = dataclasses.replace(network.layers["stem"], name="twin")
+    tensor = dataclasses.replace(network.tensors["stem"], name="twin")
+    double = dataclasses.replace(
+        network,
+        tensors={**network.tensors, "twin": tensor},
+        layers={**network.layers, "twin": twin},
+        nodes=(*network.nodes, dataclasses.replace(stem, layer="twin", output="twin")),
+    )
+    with raises("node 'stem' is unfolded, so it must be the only one to read an input"):
+        compile_network(load_config("tiny"), double)
+
+
+@pytest.mark.parametrize("address", [-64, 32])
+def test_a_base_address_that_is_not_aligned(address):
+    with raises(f"base_address must be a multiple of 64, not {address:#x}"):
+        compile_network(load_config("tiny"), residual_network(TINY), base_address=address)
+
+
+def test_parts_that_do_not_fit_a_layer():
+    for options, message in (
+        ({"parts": (Part(3),)}, "parts must have in_channels = 4, not 3"),
+        ({"parts": (Part(4),), "unfold": True}, "an unfolded layer must have no parts"),
+    ):
+        with raises(message):
+            conv(4, (1, 1), **options)
+    with raises("repeats of a part must be an integer of at least 1, not 0"):
+        Part(4, 0)
 
 
 def test_inputs_that_do_not_match():

@@ -10,7 +10,7 @@ from gshw.artefact import archive_bytes, layer_metadata, layer_tensors, read_arc
 from gshw.config import Config
 from gshw.errors import GshwError
 from gshw.files import write_atomically
-from gshw.lower import Segment
+from gshw.lower import Segment, check_addressable
 from gshw.network.compile import CompiledNetwork, NodeProgram
 from gshw.network.graph import MatrixNode, Network, Source, Tensor
 from gshw.transfers import TensorLayout
@@ -73,12 +73,7 @@ def load_network(path: Path | str, config: Config) -> CompiledNetwork:
     metadata, tensors = read_archive(path, config.engine, FORMAT, FORMAT_VERSION)
     try:
         program = json.loads(metadata["program"])
-        stop = program["base_address"] + program["n_bytes"]
-        if stop > 1 << config.bus.address_width:
-            raise GshwError(
-                f"needs memory up to {stop - 1:#x}, beyond the bus's last address "
-                f"{(1 << config.bus.address_width) - 1:#x}"
-            )
+        check_addressable(config, program["base_address"] + program["n_bytes"], "the network")
         entries = json.loads(metadata["layers"])
         layers = {e["name"]: read_layer(config.engine, e, tensors) for e in entries}
         data = json.loads(metadata["network"])

@@ -17,8 +17,8 @@ from gshw.errors import GshwError
 from gshw.files import check_output_file, write_atomically
 from gshw.network.artefact import load_network
 from gshw.network.compile import CompiledNetwork
-from gshw.network.execute import check_codes, execute
-from gshw.network.run import run_network
+from gshw.network.execute import execute
+from gshw.network.run import checked_inputs, run_network
 from gshw.report import print_wide, write_record
 from gshw.top import Top
 
@@ -33,13 +33,7 @@ def _input(
         low, high = engine.activation_range(tensor.signed)
         shape = (compiled.n_samples, *tensor.size, tensor.channels)
         given = np.random.default_rng(arguments.seed).integers(low, high + 1, shape)
-    codes = check_codes(engine, tensor, given)
-    if len(codes) != compiled.n_samples:
-        raise GshwError(
-            f"input {name!r} must have the {compiled.n_samples} samples that the network was "
-            f"compiled for, not {len(codes)}"
-        )
-    return {name: codes}
+    return checked_inputs(compiled, {name: given})
 
 
 def run_network_command(

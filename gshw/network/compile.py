@@ -11,9 +11,14 @@ from gshw.config import Config
 from gshw.errors import GshwError
 from gshw.golden import unfold_windows
 from gshw.image import LayerImage
-from gshw.lower import Segment, choose_plan
+from gshw.lower import (
+    Segment,
+    check_addressable,
+    check_base_address,
+    choose_plan,
+    tensor_codes,
+)
 from gshw.lowering import (
-    ALIGNMENT_BYTES,
     Before,
     LayerMemory,
     Lowering,
@@ -26,7 +31,7 @@ from gshw.network.graph import MatrixNode, Network
 from gshw.plan import Plan
 from gshw.program import INSTRUCTION_BYTES, Opcode, Unit, assemble
 from gshw.program_builder import ProgramBuilder
-from gshw.program_model import pack_codes, unpack_codes
+from gshw.program_model import pack_codes
 from gshw.transfers import TensorLayout, tensor_layout
 
 
@@ -89,12 +94,8 @@ class CompiledNetwork:
 
     def read_tensor(self, name: str, data: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Codes of the bytes of a tensor's layout."""
-        engine, layout = self.config.engine, self.layouts[name]
-        codes = unpack_codes(engine, data.reshape(*layout.shape[:3], -1))[..., : layout.shape[3]]
-        if self.network.tensors[name].signed:
-            width = engine.activation_width
-            codes = codes - ((codes >> (width - 1)) << width)
-        return codes
+        signed = self.network.tensors[name].signed
+        return tensor_codes(self.config, self.layouts[name], data, signed=signed)
 
 
 @dataclass(frozen=True)
@@ -131,10 +132,7 @@ def compile_network(
     """
     engine = config.engine
     network.check_config(engine)
-    if base_address < 0 or base_address % ALIGNMENT_BYTES:
-        raise GshwError(
-            f"base_address must be a multiple of {ALIGNMENT_BYTES}, not {base_address:#x}"
-        )
+    check_base_address(base_address)
     planned = []
     for node in network.nodes:
         on_node(node.name)
@@ -156,7 +154,7 @@ def compile_network(
         memories.append(LayerMemory(groups=groups, records=records, sources=sources, result=result))
     builder, nodes = _schedule(config, planned, memories)
     data = base_address + aligned((len(builder.steps) + 1) * INSTRUCTION_BYTES)
-    _check_memory(config, data + end)
+    check_addressable(config, data + end, "the network")
     segments = [
         Segment("program", base_address, assemble(engine.hash32, builder.instructions(data)))
     ]
@@ -179,15 +177,6 @@ def compile_network(
         n_bytes=data + end - base_address,
         nodes=nodes,
     )
-
-
-def _check_memory(config: Config, stop: int) -> None:
-    limit = 1 << config.bus.address_width
-    if stop > limit:
-        raise GshwError(
-            f"the network needs memory up to {stop - 1:#x}, beyond the bus's last address "
-            f"{limit - 1:#x}"
-        )
 
 
 def _place_tensors(

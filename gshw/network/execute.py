@@ -36,6 +36,23 @@ def check_codes(config: EngineConfig, tensor: Tensor, codes: NDArray) -> NDArray
     return x.astype(np.int64)
 
 
+def check_inputs(
+    config: EngineConfig, network: Network, inputs: Mapping[str, NDArray]
+) -> dict[str, NDArray[np.int64]]:
+    """Validate the codes of all inputs.
+
+    Raises
+    ------
+    GshwError
+        As :func:`check_codes`, and for an input that is missing.
+    """
+    for name in network.inputs:
+        if name not in inputs:
+            raise GshwError(f"input {name!r} is missing")
+    tensors = network.tensors
+    return {name: check_codes(config, tensors[name], inputs[name]) for name in network.inputs}
+
+
 def node_input(node: MatrixNode, codes: Mapping[str, NDArray[np.int64]]) -> NDArray[np.int64]:
     """The parts of a node's input side by side, shape (n_samples, height, width, channels)."""
     pieces = []
@@ -68,11 +85,7 @@ def execute(
         For another engine, or inputs that are missing or do not match.
     """
     network.check_config(config)
-    codes: dict[str, NDArray[np.int64]] = {}
-    for name in network.inputs:
-        if name not in inputs:
-            raise GshwError(f"input {name!r} is missing")
-        codes[name] = check_codes(config, network.tensors[name], inputs[name])
+    codes = check_inputs(config, network, inputs)
     for node in network.nodes:
         on_node(node.name)
         layer = network.layers[node.layer]

@@ -41,8 +41,7 @@ class NodeReport:
 
 def node_reports(compiled: CompiledNetwork, cycles: ProgramCycles) -> list[NodeReport]:
     """Cycles and work of every node, in order; the last one's end is the program's."""
-    engine, reports, begin = compiled.config.engine, [], 0
-    per_cycle = engine.lanes * engine.block * engine.columns
+    reports, begin = [], 0
     for node, share in zip(compiled.network.nodes, compiled.nodes, strict=True):
         layer = compiled.network.layers[node.layer]
         size = compiled.network.tensors[node.output].size
@@ -60,7 +59,7 @@ def node_reports(compiled: CompiledNetwork, cycles: ProgramCycles) -> list[NodeR
                 weights=weights,
                 positions=positions,
                 cycles=end - begin,
-                needed=weights * positions / per_cycle,
+                needed=weights * positions / compiled.config.engine.macs_per_cycle,
             )
         )
         begin = end

@@ -10,7 +10,7 @@ from gshw.drivers.accelerator import Accelerator
 from gshw.drivers.simulated import MemoryModel
 from gshw.errors import GshwError
 from gshw.network.compile import CompiledNetwork
-from gshw.network.execute import check_codes
+from gshw.network.execute import check_inputs
 from gshw.program_cycles import ProgramCycles, program_cycles
 
 CYCLE_LIMIT = 1 << 33
@@ -33,6 +33,26 @@ class NetworkRun:
     counters: dict[str, int]
 
 
+def checked_inputs(
+    compiled: CompiledNetwork, inputs: Mapping[str, NDArray]
+) -> dict[str, NDArray[np.int64]]:
+    """Codes of all inputs, for as many samples as the network was compiled for.
+
+    Raises
+    ------
+    GshwError
+        Naming the input that is missing or does not match.
+    """
+    codes = check_inputs(compiled.config.engine, compiled.network, inputs)
+    for name, found in codes.items():
+        if len(found) != compiled.n_samples:
+            raise GshwError(
+                f"input {name!r} must have the {compiled.n_samples} samples that the network was "
+                f"compiled for, not {len(found)}"
+            )
+    return codes
+
+
 def run_network(
     accelerator: Accelerator, compiled: CompiledNetwork, inputs: Mapping[str, NDArray]
 ) -> NetworkRun:
@@ -44,17 +64,7 @@ def run_network(
         For inputs that do not match, a memory that does not hold the network, or when the core
         stops.
     """
-    network, engine = compiled.network, compiled.config.engine
-    codes: dict[str, NDArray[np.int64]] = {}
-    for name in network.inputs:
-        if name not in inputs:
-            raise GshwError(f"input {name!r} is missing")
-        codes[name] = check_codes(engine, network.tensors[name], inputs[name])
-        if len(codes[name]) != compiled.n_samples:
-            raise GshwError(
-                f"input {name!r} must have the {compiled.n_samples} samples that the network was "
-                f"compiled for, not {len(codes[name])}"
-            )
+    network, codes = compiled.network, checked_inputs(compiled, inputs)
     accelerator.memory.require(compiled.base_address, compiled.n_bytes)
     for segment in compiled.segments:
         accelerator.write_memory(segment.address, segment.data)
@@ -69,9 +79,7 @@ def run_network(
     return NetworkRun(codes=codes, counters=run.counters)
 
 
-def network_cycles(
-    compiled: CompiledNetwork, model: MemoryModel | None = None, *, cycle_limit: int = CYCLE_LIMIT
-) -> ProgramCycles:
+def network_cycles(compiled: CompiledNetwork, model: MemoryModel | None = None) -> ProgramCycles:
     """Cycles of the whole program, exactly; see :func:`gshw.program_cycles.program_cycles`."""
     starts = [segment.address for segment in compiled.segments]
 
@@ -85,5 +93,5 @@ def network_cycles(
         read,
         MemoryModel() if model is None else model,
         program_address=compiled.program_address,
-        cycle_limit=cycle_limit,
+        cycle_limit=CYCLE_LIMIT,
     )

@@ -126,8 +126,7 @@ def module_geometry(config: EngineConfig, name: str, module: nn.Module) -> Geome
         padding=_padding(module, kind, name),
         dilation=_pair(module.dilation, kind, 1),
     )
-    unfolded = Geometry(**{**plain.__dict__, "unfold": True})
-    return unfolded if 2 * unfolded.n_words(config) <= plain.n_words(config) else plain
+    return plain.unfolded_if_smaller(config)
 
 
 def weight_index(

@@ -117,8 +117,7 @@ class Importer:
                 if node.op == "output":
                     results = node.args[0]
                     for result in results if isinstance(results, tuple | list) else [results]:
-                        value = self._value(result)
-                        outputs.append(self._materialised(result, value))
+                        outputs.append(self._materialised(result))
                 elif node.op == "call_function":
                     self._floats[node] = self._evaluate(node)
                     if any(n in self._values for n in node.all_input_nodes):
@@ -230,9 +229,9 @@ class Importer:
         n_same = sum(other == name or other.startswith(f"{name}#") for other in self._tensors)
         return f"{name}#{n_same + 1}" if n_same else name
 
-    def _materialised(self, node: fx.Node, value: _Value | None = None) -> str:
+    def _materialised(self, node: fx.Node) -> str:
         """Name of the tensor behind a place of the graph."""
-        value = value or self._value(node)
+        value = self._value(node)
         if value.tensor is None:
             value = replace(self._emit(node, value), flattened=value.flattened)
             self._values[node] = value
@@ -327,8 +326,6 @@ class Importer:
         assert weight is not None, "a convolution has a weight"
         flat = weight.ndim == 3
         padding = self._argument(node, 4, "padding", 0)
-        if isinstance(padding, str):
-            raise self._unsupported(node, f" with padding {padding!r}")
         window = Window(
             kernel=(1, weight.shape[2]) if flat else weight.shape[2:],
             stride=_pair(self._argument(node, 3, "stride", 1), 1, flat=flat),

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from gshw.config import EngineConfig
 from gshw.encoding import EncodedLayer, Requantisation, encode_layer
 from gshw.errors import GshwError
-from gshw.geometry import Geometry, LayerKind, Part
+from gshw.geometry import Geometry, LayerKind, Part, conv_matrix
 from gshw.network.graph import MatrixNode, Network, Source, Tensor
 from gshw.quantise import accumulator_scales, activation_scale, least_scale, to_fixed
 from gshw.row_order import choose_row_order
@@ -152,7 +152,7 @@ class _Columns:
 def _dense(term: Term) -> NDArray[np.float64]:
     """Weights as (n_rows, taps, channels), groups filled up with zeros."""
     n_rows, per_group, height, width = term.weight.shape
-    flat = term.weight.transpose(0, 2, 3, 1).reshape(n_rows, height * width, per_group)
+    flat = conv_matrix(term.weight).reshape(n_rows, height * width, per_group)
     if term.groups == 1:
         return flat
     whole = np.zeros((n_rows, height * width, term.channels))
@@ -282,12 +282,7 @@ def _encode(
         input_scale=tensors[terms[0].tensor].scale,
         output_scale=output.scale,
     )
-    sources = tuple(
-        Source(term.tensor, term.step)
-        if term.channels == tensors[term.tensor].channels
-        else Source(term.tensor, term.step, term.first, term.channels)
-        for term in terms
-    )
+    sources = tuple(Source(term.tensor, term.step, term.first, term.channels) for term in terms)
     return layer, MatrixNode(layer=name, sources=sources, output=output_name, first=first)
 
 
@@ -336,7 +331,5 @@ def _geometry(
         if term.tensor in {other_term.tensor for other_term in other.affine.terms}
     ]
     if single and term.tensor in network.inputs and len(readers) == 1 and term.step == (1, 1):
-        unfolded = replace(plain, unfold=True)
-        if 2 * unfolded.n_words(config) <= plain.n_words(config):
-            return unfolded
+        return plain.unfolded_if_smaller(config)
     return plain

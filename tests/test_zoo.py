@@ -1,0 +1,39 @@
+"""Networks to measure with: sizes as published, names of public checkpoints, what compiles."""
+
+import pytest
+import torch
+
+from gshw.errors import GshwError
+from pruning.networks.importer import import_model
+from pruning.zoo.jasper import jasper10x5
+from pruning.zoo.mobilenet import mobilenet_v2
+from pruning.zoo.resnet import resnet50
+
+# torchvision's model pages; table 1 of arXiv 1904.03288 gives 333 M.
+CASES = {
+    "resnet50": (resnet50, 25_557_032, ("layer1.0.downsample.0.weight", "layer4.2.bn3.bias")),
+    "mobilenet_v2": (mobilenet_v2, 3_504_872, ("features.1.conv.0.0.weight", "classifier.1.bias")),
+    "jasper10x5": (jasper10x5, 332_632_349, ()),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_weights(name):
+    build, n_weights, keys = CASES[name]
+    with torch.device("meta"):
+        model = build()
+    assert sum(p.numel() for p in model.parameters()) == n_weights
+    assert set(keys) <= model.state_dict().keys()
+
+
+def test_mobilenet_is_one_node_per_convolution():
+    torch.manual_seed(0)
+    network = import_model(mobilenet_v2().eval(), torch.randn(1, 3, 32, 32))
+    # 52 convolutions, the mean, the classifier.
+    assert len(network.nodes) == 54
+    assert sum(len(node.affine.terms) > 1 for node in network.nodes) == 10
+
+
+def test_resnet_is_refused_at_its_pool():
+    with pytest.raises(GshwError, match=r"^operator max_pool2d.default in 'maxpool' is not "):
+        import_model(resnet50().eval(), torch.randn(1, 3, 32, 32))
