@@ -14,6 +14,7 @@ from gshw.encoding import (
     IDLE_BANK,
     EncodedLayer,
     Requantisation,
+    check_maximum,
     check_requantisation,
     decode_weights,
 )
@@ -63,6 +64,7 @@ def layer_metadata(layer: EncodedLayer) -> dict:
         "low": out.low,
         "high": out.high,
         "signed_input": out.signed_input,
+        "maximum": out.maximum,
         "input_scale": layer.input_scale,
         "output_scale": layer.output_scale,
         "metadata": layer.metadata,
@@ -237,6 +239,7 @@ def read_layer(config: EngineConfig, entry: dict, tensors: dict[str, NDArray]) -
             low=entry["low"],
             high=entry["high"],
             signed_input=entry["signed_input"],
+            maximum=entry.get("maximum", False),
         ),
         input_scale=entry["input_scale"],
         output_scale=entry["output_scale"],
@@ -305,3 +308,4 @@ def _check_tensors(config: EngineConfig, layer: EncodedLayer) -> None:
         "two slots hold the same weight of the matrix",
     )
     check_requantisation(config, layer.name, weights, layer.requantisation)
+    check_maximum(config, layer)

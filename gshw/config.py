@@ -82,6 +82,8 @@ class EngineConfig:
         Rows requantised per cycle: D, a power of two, at most ``rows``.
     routing, gather
         See the enums; ``direct`` needs ``rows = 1``, ``arbitrated`` needs ``crossbar``.
+    max_pooling
+        Whether the accumulators can keep the largest product instead of the sum.
 
     Raises
     ------
@@ -103,6 +105,7 @@ class EngineConfig:
     drain_rows: int = 1
     routing: Routing = Routing.BENES
     gather: Gather = Gather.SCHEDULED
+    max_pooling: bool = False
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -111,6 +114,8 @@ class EngineConfig:
                 _require(isinstance(value, Routing), field.name, "must be a Routing", value)
             elif field.name == "gather":
                 _require(isinstance(value, Gather), field.name, "must be a Gather", value)
+            elif field.name == "max_pooling":
+                _require(isinstance(value, bool), field.name, "must be true or false", value)
             elif not isinstance(value, int) or isinstance(value, bool):
                 raise GshwError(f"{field.name} must be an integer, not {value!r}")
         _require_power_of_two("lanes", self.lanes, 2, 64)
@@ -255,11 +260,15 @@ class EngineConfig:
     # --- canonical form ----------------------------------------------------------------------
 
     def canonical(self) -> dict[str, Any]:
-        """Every key with its TOML value, defaults filled in, in declaration order."""
+        """Every key with its TOML value, defaults filled in, in declaration order.
+
+        ``max_pooling`` is there only where it is true, so that engines without it keep their hash.
+        """
         return {
             field.name: value.value if isinstance(value, enum.Enum) else value
             for field in dataclasses.fields(self)
             for value in [getattr(self, field.name)]
+            if value is not False
         }
 
     @cached_property
@@ -361,7 +370,7 @@ class Config:
 
 
 def _toml_value(value: int | str) -> str:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else str(value)
 
 
 def _enum_value(kind: type[enum.Enum], key: str, value: object) -> enum.Enum:

@@ -68,6 +68,7 @@ def command_words(
         requantisation.low & code_mask,
         requantisation.high & code_mask,
         int(command.continues),
+        *([int(requantisation.maximum)] if config.max_pooling else []),
     ]
     return np.array(values, dtype=np.uint32)
 

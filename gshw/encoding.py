@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from gshw.config import MULTIPLIER_WIDTH, SHIFT_WIDTH, EngineConfig, Gather
+from gshw.config import MULTIPLIER_WIDTH, SHIFT_WIDTH, EngineConfig, Gather, Routing
 from gshw.errors import GshwError
 from gshw.geometry import Geometry
 from gshw.schedule import minimum_groups, schedule
@@ -23,7 +23,8 @@ IDLE_BANK = 255
 class Requantisation:
     """Integer output stage of a layer: ``clamp((acc * multiplier + half) >> shift, low, high)``.
 
-    ``acc`` includes the bias; ``half`` is ``2 ** (shift - 1)``, so ties round up.
+    ``acc`` is the sum of a row's products and the bias; ``half`` is ``2 ** (shift - 1)``, so ties
+    round up.
 
     Parameters
     ----------
@@ -37,6 +38,9 @@ class Requantisation:
         Clamp of the output codes: ReLU and saturation.
     signed_input
         Whether input codes are two's complement.
+    maximum
+        ``acc`` is the largest of a row's products, at least 0, instead of their sum; the bias must
+        be 0.
     """
 
     bias: NDArray[np.int64]
@@ -45,6 +49,7 @@ class Requantisation:
     low: int
     high: int
     signed_input: bool = False
+    maximum: bool = False
 
     @property
     def signed_output(self) -> bool:
@@ -384,15 +389,18 @@ def encode_layer(
         else geometry.to_blocks(config, mask.astype(np.bool_)).any(axis=3)
     )
     edges = _kept_blocks(config, kept, row)
-    if config.gather is Gather.SCHEDULED:
-        groups = minimum_groups(
-            edges.edge_ptr, edges.slot, edges.bank, config.lanes, config.lanes_per_row
-        )
-        lane, group = schedule(
-            edges.edge_ptr, edges.slot, edges.bank, groups, config.lanes, config.lanes_per_row
-        )
+    # The largest of a row's products needs them one by one.
+    per_row = 1 if requantisation.maximum else config.lanes_per_row
+    if config.gather is Gather.ARBITRATED:
+        groups, lane, group = _pack_in_column_order(config, edges, row.size // config.rows, per_row)
+    elif requantisation.maximum and config.routing is Routing.DIRECT:
+        groups, lane, group = _one_per_group(edges)
     else:
-        groups, lane, group = _pack_in_column_order(config, edges, row.size // config.rows)
+        groups = minimum_groups(edges.edge_ptr, edges.slot, edges.bank, config.lanes, per_row)
+        lane, group = schedule(
+            edges.edge_ptr, edges.slot, edges.bank, groups, config.lanes, per_row
+        )
+        lane = lane * (config.lanes_per_row // per_row)
     bundle_ptr = np.zeros(groups.size + 1, dtype=np.int64)
     np.cumsum(groups, out=bundle_ptr[1:])
     n_groups = int(bundle_ptr[-1])
@@ -408,7 +416,7 @@ def encode_layer(
         _complete_permutations(bank, IDLE_BANK)
     else:
         offset[where, lane] = edges.word
-    return EncodedLayer(
+    layer = EncodedLayer(
         name=name,
         config_hash=config.hash,
         geometry=geometry,
@@ -422,20 +430,57 @@ def encode_layer(
         input_scale=input_scale,
         output_scale=output_scale,
     )
+    check_maximum(config, layer)
+    return layer
+
+
+def check_maximum(config: EngineConfig, layer: EncodedLayer) -> None:
+    """Refuse what the accumulators cannot keep the largest of: they see single codes only.
+
+    Raises
+    ------
+    GshwError
+        Naming the layer and the rule.
+    """
+    if not layer.requantisation.maximum:
+        return
+    name = layer.name
+    if not config.max_pooling:
+        raise GshwError(f"layer {name!r}: a maximum needs max_pooling = true in the config")
+    in_row = layer.value.reshape(layer.n_groups, config.rows, -1)
+    if ((in_row != 0) & (in_row != 1)).any() or (np.count_nonzero(in_row, axis=2) > 1).any():
+        raise GshwError(
+            f"layer {name!r}: weights of a maximum must be 0 or 1, one of a row in a group at most"
+        )
+    if layer.requantisation.bias.any():
+        raise GshwError(f"layer {name!r}: the bias of a maximum must be 0")
+
+
+def _one_per_group(
+    edges: _KeptBlocks,
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]:
+    """Groups per bundle, lane and group of each block for a direct engine, a block per group."""
+    groups = np.diff(edges.edge_ptr)
+    return groups, edges.bank, np.arange(edges.bank.size) - edges.edge_ptr[edges.bundle]
 
 
 def _pack_in_column_order(
-    config: EngineConfig, edges: _KeptBlocks, n_bundles: int
+    config: EngineConfig, edges: _KeptBlocks, n_bundles: int, per_row: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Groups per bundle, lane and group of each block when nothing is scheduled."""
+    """Groups per bundle, lane and group of each block when nothing is scheduled.
+
+    Parameters
+    ----------
+    per_row
+        Lanes of a row to use, ``lanes_per_row`` at most.
+    """
     n_slots = n_bundles * config.rows
     slot = edges.bundle * config.rows + edges.slot
     in_slot = np.bincount(slot, minlength=n_slots)
     first = np.cumsum(in_slot) - in_slot
     rank = np.arange(slot.size) - first[slot]
-    per_row = config.lanes_per_row
     groups = (-(-in_slot // per_row)).reshape(n_bundles, config.rows).max(axis=1)
-    return groups, edges.slot * per_row + rank % per_row, rank // per_row
+    return groups, edges.slot * config.lanes_per_row + rank % per_row, rank // per_row
 
 
 def decode_weights(config: EngineConfig, layer: EncodedLayer) -> NDArray:

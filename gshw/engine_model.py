@@ -139,14 +139,17 @@ class EngineModel:
             raise GshwError(
                 f"base plus offset must be below bank_depth = {config.bank_depth}, not {furthest}"
             )
-        sums = self._bundle_sums(groups, read, bool(command["signed_input"]))
-        done = self._carry(sums, groups, bool(command["continues"]))
+        reduce = np.maximum if command["maximum"] else np.add
+        sums = self._bundle_sums(groups, read, bool(command["signed_input"]), reduce)
+        done = self._carry(sums, groups, bool(command["continues"]), reduce)
         words = np.unique(block // config.lanes)
         touched = (read[:, None] + words).reshape(-1)
         return Touched(read=np.unique(touched), written=self._drain_bundles(command, done, write))
 
     def _check_ranges(self, command: Instruction) -> None:
         config = self.config
+        if command["maximum"] and not config.max_pooling:
+            raise GshwError("maximum needs max_pooling = true in the config")
         for name, count, depth, key in (
             ("group_base", "n_groups", config.group_buffer_depth, "group_buffer_depth"),
             ("record_base", "n_records", config.row_buffer_depth, "row_buffer_depth"),
@@ -177,11 +180,11 @@ class EngineModel:
             )
 
     def _bundle_sums(
-        self, groups: slice, read: NDArray[np.int64], signed_input: bool
+        self, groups: slice, read: NDArray[np.int64], signed_input: bool, reduce: np.ufunc
     ) -> NDArray[np.int64]:
         """Sums of every bundle at every position: (n_positions, n_bundles, rows, columns).
 
-        The last bundle may be unfinished.
+        The last bundle may be unfinished. ``reduce`` joins groups: a sum or a maximum from 0 on.
         """
         config = self.config
         ends = self._drain[groups] > 0
@@ -206,22 +209,25 @@ class EngineModel:
                     codes = _wrap(codes, config.activation_width)
                 products = codes * weight[some][:, :, None]
                 rows = products.reshape(*products.shape[:2], config.rows, -1, config.columns)
-                partial = np.add.reduceat(rows.sum(axis=3), starts, axis=1)
-                sums[here, bundle[some][starts]] += partial
+                partial = reduce.reduceat(rows.sum(axis=3), starts, axis=1)
+                where = (here, bundle[some][starts])
+                sums[where] = reduce(sums[where], partial)
         return sums
 
-    def _carry(self, sums: NDArray[np.int64], groups: slice, continues: bool) -> NDArray[np.int64]:
+    def _carry(
+        self, sums: NDArray[np.int64], groups: slice, continues: bool, reduce: np.ufunc
+    ) -> NDArray[np.int64]:
         """Join a bundle's parts over passes and commands; returns the finished bundles' sums."""
         before = self._sums if continues else np.zeros_like(self._sums)
         if self._drain[groups][-1]:
-            sums[0, 0] += before
+            sums[0, 0] = reduce(sums[0, 0], before)
             self._sums = np.zeros_like(self._sums)
             return sums
         if sums.shape[1] == 1:
-            self._sums = before + sums[:, 0].sum(axis=0)
+            self._sums = reduce(before, reduce.reduce(sums[:, 0], axis=0))
             return sums[:, :0]
-        sums[0, 0] += before
-        sums[1:, 0] += sums[:-1, -1]
+        sums[0, 0] = reduce(sums[0, 0], before)
+        sums[1:, 0] = reduce(sums[1:, 0], sums[:-1, -1])
         self._sums = sums[-1, -1].copy()
         return sums[:, :-1]
 

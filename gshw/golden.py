@@ -118,6 +118,30 @@ def accumulate(weights: NDArray, geometry: Geometry, x: NDArray[np.int64]) -> ND
     return flat.astype(np.int64).reshape(*windows.shape[:3], weights.shape[0])
 
 
+def largest(weights: NDArray, geometry: Geometry, x: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The largest code of every window that a row has a weight for, at least 0.
+
+    Parameters
+    ----------
+    weights
+        Shape (n_rows, n_columns): 0 or 1.
+
+    Returns
+    -------
+    ndarray
+        Shape (n_samples, out_height, out_width, n_rows), int64.
+    """
+    windows = unfold_windows(geometry, x)
+    n_kept = np.count_nonzero(weights, axis=1)
+    # Kept columns first; where a row has fewer than another, it keeps 0.
+    columns = np.argsort(weights == 0, axis=1, kind="stable")
+    found = np.zeros((*windows.shape[:3], weights.shape[0]), dtype=np.int64)
+    for n in range(int(n_kept.max())):
+        codes = np.where(n < n_kept, windows[..., columns[:, n]], 0)
+        np.maximum(found, codes, out=found)
+    return found
+
+
 def run_layer(config: EngineConfig, layer: EncodedLayer, activations: NDArray) -> NDArray[np.int64]:
     """Output codes of one encoded layer.
 
@@ -132,5 +156,6 @@ def run_layer(config: EngineConfig, layer: EncodedLayer, activations: NDArray) -
         Shape (n_samples, out_height, out_width, n_rows), int64.
     """
     x = check_activations(config, layer, activations)
-    acc = accumulate(decode_weights(config, layer), layer.geometry, x)
+    reduce = largest if layer.requantisation.maximum else accumulate
+    acc = reduce(decode_weights(config, layer), layer.geometry, x)
     return requantise(acc + layer.requantisation.bias, layer.requantisation)

@@ -338,6 +338,7 @@ class Lowering:
             "write_base": result.base + command.write_base,
             "signed_input": int(stage.signed_input),
             "continues": int(command.continues),
+            "maximum": int(stage.maximum),
             "low": stage.low,
             "high": stage.high,
         }

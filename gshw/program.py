@@ -189,6 +189,7 @@ FIELDS: dict[Opcode, tuple[InstructionField, ...]] = {
         _field(7, "count_less_1_2", 16),
         _field(7, "signed_input", 1, 16),
         _field(7, "continues", 1, 17),
+        _field(7, "maximum", 1, 18),
         _field(8, "read_step_0", 16),
         _field(8, "read_step_1", 16, 16),
         _field(9, "read_step_2", 16),

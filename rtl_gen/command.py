@@ -35,9 +35,10 @@ class ComputeUnit(wiring.Component):
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        instruction = run_instruction_layout(max_pooling=config.engine.max_pooling)
         super().__init__(
             {
-                "instruction": In(stream.Signature(run_instruction_layout())),
+                "instruction": In(stream.Signature(instruction)),
                 "command": Out(stream.Signature(command_layout(config.engine))),
                 "engine_done": In(1),
                 "done": Out(1),
@@ -57,7 +58,8 @@ class ComputeUnit(wiring.Component):
             source = getattr(fields, name)
             m.d.comb += target.eq(source)
             spare.append(source[len(target) :])
-        for name in ("signed_input", "continues", "low", "high"):
+        flags = ["maximum"] if self.config.engine.max_pooling else []
+        for name in ("signed_input", "continues", "low", "high", *flags):
             m.d.comb += getattr(command, name).eq(getattr(fields, name))
         for i in range(N_LOOPS):
             m.d.comb += [

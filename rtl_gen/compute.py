@@ -3,7 +3,7 @@
 from functools import reduce
 from operator import or_
 
-from amaranth.hdl import Module, Signal, signed
+from amaranth.hdl import Module, Mux, Signal, Value, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -130,7 +130,8 @@ class Accumulators(wiring.Component):
     """``rows * columns`` sums, and the finished sums of the bundle being drained.
 
     The last group of a bundle also captures the sums as finished ones, so the next bundle
-    accumulates while this one drains. ``shift`` selects the next ``drain_rows`` rows.
+    accumulates while this one drains. ``shift`` selects the next ``drain_rows`` rows. With
+    ``max_pooling`` they can keep the largest of the groups' sums instead, at least 0.
 
     Latency: the sums of a tag are at ``i`` ``TAG_LEAD`` cycles after it; the first drained rows
     are selected from the cycle after that, and at ``o`` ``latency`` cycles after they are
@@ -142,6 +143,9 @@ class Accumulators(wiring.Component):
         ``first`` starts new sums, ``drain`` != 0 captures them.
     i
         ``row * columns + column``.
+    maximum
+        Keep the largest; only with ``max_pooling``, and constant while groups are in flight. Sums
+        are then single codes.
     o
         ``drain_row * columns + column``: the rows to requantise.
     """
@@ -157,6 +161,7 @@ class Accumulators(wiring.Component):
                     config.drain_rows * config.columns
                 ),
             }
+            | ({"maximum": In(1)} if config.max_pooling else {})
         )
 
     @property
@@ -198,7 +203,7 @@ class Accumulators(wiring.Component):
             accumulator = Signal(shape, name=f"accumulator_{row}_{column}", reset_less=True)
             total = Signal(shape, name=f"total_{row}_{column}")
             finished = Signal(shape, name=f"finished_{row}_{column}", reset_less=True)
-            m.d.comb += total.eq(accumulator + self.i[n])
+            m.d.comb += total.eq(self._total(accumulator, self.i[n]))
             with m.If(clear[column]):
                 m.d.sync += accumulator.eq(0)
             with m.Elif(add[column]):
@@ -219,6 +224,15 @@ class Accumulators(wiring.Component):
             rows = drained[n::stride]
             m.d.comb += self.o[n].eq(_selected(m, rows, skip, f"drained_{n}"))
         return m
+
+    def _total(self, accumulator: Signal, value: Value) -> Value:
+        """The sum, or the larger of two codes."""
+        total = accumulator + value
+        if not self.config.max_pooling:
+            return total
+        width = self.config.activation_width + 1
+        old, new = accumulator[:width].as_signed(), value[:width].as_signed()
+        return Mux(self.maximum, Mux(new > old, new, old), total)
 
 
 def _selected(m: Module, values: list[Signal], skip: Signal, name: str) -> Signal:

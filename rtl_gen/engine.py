@@ -236,6 +236,8 @@ class Engine(wiring.Component):
         early = delay(m, gather.tag, pipeline.accumulate - TAG_LEAD, "tag", resets=True)
         tag = delay(m, early, TAG_LEAD, "late_tag", resets=True)
         m.d.comb += accumulators.tag.eq(early)
+        if config.max_pooling:
+            m.d.comb += accumulators.maximum.eq(current.maximum)
 
         # --- drain, requantise, scatter ------------------------------------------------------
         records = place(m, platform, "row_buffer", RowBuffer(config))

@@ -92,6 +92,7 @@ def command_layout(config: EngineConfig) -> data.StructLayout:
             "high": signed(config.activation_width + 1),
             "continues": 1,
         }
+        | ({"maximum": 1} if config.max_pooling else {})
     )
 
 

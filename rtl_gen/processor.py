@@ -136,7 +136,12 @@ class Processor(wiring.Component):
         fetch = Fetch(config, interleaved=self._interleaved, small=small)
         place(m, platform, "fetch", fetch)
         queues = {
-            unit: place(m, platform, f"{unit.value}_queue", UnitQueue(unit, small=small))
+            unit: place(
+                m,
+                platform,
+                f"{unit.value}_queue",
+                UnitQueue(unit, small=small, max_pooling=config.engine.max_pooling),
+            )
             for unit in UNITS
         }
         load_queue, compute_queue, store_queue = queues.values()

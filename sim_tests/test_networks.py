@@ -1,7 +1,11 @@
 """Whole networks on the compiled ``gshw_axi``: every tensor and every counter."""
 
-import numpy as np
+from dataclasses import replace
 
+import numpy as np
+import pytest
+
+from gshw.config import Config
 from gshw.drivers.simulated import MemoryModel, SimulatedAccelerator
 from gshw.network.compile import compile_network
 from gshw.network.execute import execute
@@ -9,20 +13,33 @@ from gshw.network.run import network_cycles, run_network
 from gshw.top import Top
 from gshw.verilate import build_library
 from rtl_gen.emit import cached_top_verilog
+from sim_tests.configs import find_config
 from tests.network_cases import residual_network
 
+POOLING = ("tiny", "three_columns", "arbitrated4")
 MODELS = (MemoryModel(), MemoryModel(read_latency=3, write_latency=90, interval=2))
 
 
 def test_a_residual_network_in_one_program(law_config):
-    engine = law_config.engine
+    compare(law_config)
+
+
+@pytest.mark.parametrize("name", POOLING)
+def test_a_network_with_maxima(name):
+    config = find_config(name)
+    compare(replace(config, engine=replace(config.engine, max_pooling=True)))
+
+
+def compare(config: Config) -> None:
+    """All tensors and counters of a network, for few and many samples."""
+    engine = config.engine
     network = residual_network(engine)
     highest = engine.activation_range(False)[1]
-    library = build_library(cached_top_verilog(law_config, Top.AXI), top=Top.AXI)
+    library = build_library(cached_top_verilog(config, Top.AXI), top=Top.AXI)
     for n_samples, model in zip((1, engine.columns + 1), MODELS, strict=True):
         x = np.random.default_rng(n_samples).integers(0, highest + 1, (n_samples, 7, 6, 3))
-        compiled = compile_network(law_config, network, n_samples)
-        with SimulatedAccelerator(law_config, library, n_bytes=compiled.n_bytes) as core:
+        compiled = compile_network(config, network, n_samples)
+        with SimulatedAccelerator(config, library, n_bytes=compiled.n_bytes) as core:
             core.set_model(model)
             run = run_network(core, compiled, {"image": x})
         wanted = execute(engine, network, {"image": x})

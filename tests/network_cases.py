@@ -1,9 +1,11 @@
 """Small integer networks with everything that large ones have."""
 
+import dataclasses
+
 import numpy as np
 
 from gshw.config import EngineConfig
-from gshw.encoding import EncodedLayer, encode_layer
+from gshw.encoding import EncodedLayer, Requantisation, encode_layer
 from gshw.geometry import Geometry, LayerKind, Part
 from gshw.network.graph import MatrixNode, Network, Source, Tensor
 from tests.strategies import conv, random_requantisation, random_weights
@@ -33,15 +35,27 @@ def encoded(
     return encode_layer(engine, name, weights, geometry, stage)
 
 
+def maximum_layer(engine: EngineConfig, name: str, channels: int) -> EncodedLayer:
+    """The largest code of every 3 x 3 window."""
+    weights = np.tile(np.eye(channels, dtype=np.int64), 9)
+    low, high = engine.activation_range(False)
+    stage = dataclasses.replace(
+        Requantisation.identity(channels, engine, shift=15), low=low, high=high, maximum=True
+    )
+    return encode_layer(engine, name, weights, conv(channels, (3, 3), padding=(1, 1)), stage)
+
+
 def residual_network(engine: EngineConfig, seed: int = 0) -> Network:
     """Stem (unfolded), a block with its skip, a strided block with a shortcut of its own, a mean.
 
-    Two tensors have two readers, and one is read with a step.
+    Two tensors have two readers, and one is read with a step. Where the engine can, the largest
+    codes of the stem's windows go into the first block.
     """
     rng = np.random.default_rng(seed)
     width = engine.channels_per_row // 2 + 3
     layers = [
         encoded(rng, engine, "stem", conv(3, (3, 3), padding=(1, 1), unfold=True), width),
+        *([maximum_layer(engine, "pool", width)] if engine.max_pooling else []),
         encoded(rng, engine, "block1.a", conv(width, (1, 1)), 5),
         encoded(
             rng, engine, "block1.b", conv(5 + width, (1, 1), parts=(Part(5), Part(width, 2))), width
@@ -67,6 +81,7 @@ def residual_network(engine: EngineConfig, seed: int = 0) -> Network:
     sizes = {
         "image": (7, 6),
         "stem": (7, 6),
+        **({"pool": (7, 6)} if engine.max_pooling else {}),
         "block1.a": (7, 6),
         "block1.b": (7, 6),
         "block2.a": (4, 3),
@@ -78,7 +93,8 @@ def residual_network(engine: EngineConfig, seed: int = 0) -> Network:
     signs = {"image": False} | {layer.name: layer.requantisation.signed_output for layer in layers}
     sources = {
         "stem": (Source("image"),),
-        "block1.a": (Source("stem"),),
+        "pool": (Source("stem"),),
+        "block1.a": (Source("pool" if engine.max_pooling else "stem"),),
         "block1.b": (Source("block1.a"), Source("stem")),
         "block2.a": (Source("block1.b"),),
         "block2.b": (Source("block2.a"), Source("block1.b", (2, 2))),

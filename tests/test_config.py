@@ -36,6 +36,7 @@ BROKEN = [
     ({"lanes": True}, "lanes must be an integer, not True"),
     ({"lanes": 4.0}, "lanes must be an integer, not 4.0"),
     ({"drain_rows": None}, "drain_rows must be an integer, not None"),
+    ({"max_pooling": 1}, "max_pooling must be true or false, not 1"),
     ({"rows": 3}, "rows must be a power of two that divides lanes = 4, not 3"),
     ({"rows": 8}, "rows must be a power of two that divides lanes = 4, not 8"),
     ({"rows": 0}, "rows must be a power of two that divides lanes = 4, not 0"),
@@ -173,7 +174,8 @@ def test_bus_table():
 
 ENGINE_KEYS = (
     "lanes, rows, bank_width, bank_depth, output_depth, columns, activation_width, weight_width, "
-    "accumulator_width, group_buffer_depth, row_buffer_depth, drain_rows, routing, gather"
+    "accumulator_width, group_buffer_depth, row_buffer_depth, drain_rows, routing, gather, "
+    "max_pooling"
 )
 
 
@@ -300,12 +302,14 @@ VARIANTS = [
     {"drain_rows": 2},
     {"routing": Routing.CROSSBAR},
     {"routing": Routing.CROSSBAR, "gather": Gather.ARBITRATED},
+    {"max_pooling": True},
 ]
 
 
 def test_hash_is_equal_exactly_for_equal_engines():
     """One variant of every key; defaults count as written out."""
-    assert {key for change in VARIANTS for key in change} == set(EngineConfig(**LEGAL).canonical())
+    keys = {key for change in VARIANTS for key in change}
+    assert keys == {"max_pooling", *EngineConfig(**LEGAL).canonical()}
     engines = [EngineConfig(**LEGAL | change) for change in VARIANTS]
     assert len({engine.hash for engine in engines}) == len(engines)
     for engine in engines:

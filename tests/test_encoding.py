@@ -222,6 +222,39 @@ def test_kept_zeros_take_a_slot():
     assert (layer.n_groups, layer.n_blocks_kept) == (2, 0)
 
 
+SUMS = "weights of a maximum must be 0 or 1, one of a row in a group at most"
+
+
+@pytest.mark.parametrize(
+    ("weights", "bias", "message"),
+    [
+        ([[1, 0], [0, 2]], 0, SUMS),
+        ([[-1, 0], [0, 1]], 0, SUMS),
+        ([[1, 0], [0, 1]], 3, "the bias of a maximum must be 0"),
+    ],
+)
+def test_what_has_no_maximum(weights, bias, message):
+    engine = dataclasses.replace(TINY, max_pooling=True)
+    stage = dataclasses.replace(
+        Requantisation.identity(2, engine), maximum=True, bias=np.full(2, bias)
+    )
+    with raises(f"layer 'pool': {message}"):
+        encode_layer(engine, "pool", np.array(weights), Geometry.linear(2), stage)
+
+
+def test_two_codes_of_a_block_have_no_maximum():
+    engine = dataclasses.replace(load_config("block16").engine, max_pooling=True)
+    stage = dataclasses.replace(Requantisation.identity(1, engine), maximum=True)
+    with raises(f"layer 'pool': {SUMS}"):
+        encode_layer(engine, "pool", np.ones((1, 2), int), Geometry.linear(2), stage)
+
+
+def test_a_maximum_needs_its_engine():
+    stage = dataclasses.replace(Requantisation.identity(2, TINY), maximum=True)
+    with raises("layer 'pool': a maximum needs max_pooling = true in the config"):
+        encode_layer(TINY, "pool", np.eye(2, dtype=int), Geometry.linear(2), stage)
+
+
 def test_row_orders():
     assert consecutive_rows(3).tolist() == [0, 1, 2]
     assert scatter_rows(np.array([1, 5, 5, 0, 9])).tolist() == [4, 1, 2, 0, 3]

@@ -41,9 +41,10 @@ def test_executor_by_hand():
 
 
 @pytest.mark.parametrize("name", sorted(all_engines()))
-def test_compiled_networks_equal_golden(name):
+@pytest.mark.parametrize("max_pooling", [False, True])
+def test_compiled_networks_equal_golden(name, max_pooling):
     """All tensors, one program, no access that tokens do not order."""
-    engine = all_engines()[name]
+    engine = dataclasses.replace(all_engines()[name], max_pooling=max_pooling)
     network = residual_network(engine)
     config = Config(name="test", engine=engine, bus=BusConfig(data_width=64))
     for n_samples in (1, engine.columns + 1):
@@ -62,6 +63,17 @@ def test_compiled_networks_equal_golden(name):
             start = layout.address - compiled.base_address
             codes = compiled.read_tensor(node.output, memory[start : start + layout.n_bytes])
             assert np.array_equal(codes, wanted[node.output]), node.name
+
+
+def test_maxima_by_hand():
+    engine = dataclasses.replace(TINY, max_pooling=True)
+    network = residual_network(engine)
+    found = execute(engine, network, {"image": image(engine, 2)})
+    stem = np.pad(found["stem"], ((0, 0), (1, 1), (1, 1), (0, 0)))
+    for y, x in np.ndindex(7, 6):
+        window = stem[:, y : y + 3, x : x + 3]
+        assert np.array_equal(found["pool"][:, y, x], window.max(axis=(1, 2)))
+    assert len(np.unique(found["pool"])) > 2
 
 
 def test_compiling_is_deterministic():

@@ -18,7 +18,7 @@ from pruning.networks.importer import import_model
 from pruning.networks.integers import quantise_network
 from pruning.patterns.pattern import Projection
 
-ENGINE = load_config("v16x4").engine
+ENGINE = load_config("v16x4m").engine
 
 
 def raises(message: str):
@@ -100,6 +100,19 @@ def trained(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
         for _ in range(5):
             model(torch.randn(16, *shape))
     return model.eval()
+
+
+class Pooling(nn.Module):
+    """Maxima after a ReLU, with padding, and before one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Sequential(nn.Conv2d(3, 9, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+        self.b = nn.Sequential(nn.Conv2d(9, 20, 3), nn.MaxPool2d((2, 1)), nn.ReLU())
+        self.c = nn.Sequential(nn.Flatten(2), nn.MaxPool1d(3, 1, 1), nn.Conv1d(20, 4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.a(x)))
 
 
 CASES = {
@@ -258,6 +271,22 @@ class Odd(nn.Module):
 def test_an_unsupported_operator_is_named_with_its_place():
     with raises("operator softplus.default in 'inner.1' is not supported; supported are "):
         import_model(Odd().eval(), torch.randn(2, 3, 4, 4))
+
+
+def test_maxima_of_what_may_be_negative():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.MaxPool2d(2)).eval()
+    with raises(
+        "operator max_pool2d.default in '1' is not supported of values that may be negative, but "
+        "with a ReLU before or after it; supported are "
+    ):
+        import_model(model, torch.randn(2, 3, 4, 4))
+
+
+def test_maxima_need_their_engine():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.MaxPool2d(2)).eval()
+    network = import_model(model, torch.randn(2, 3, 4, 4))
+    with raises("layer 'max_pool2d': a maximum needs max_pooling = true in the config"):
+        quantise_network(load_config("v16x4").engine, network)
 
 
 def test_a_model_in_training():

@@ -22,6 +22,10 @@ SPECS = {
 """Devices and what they are, as :func:`open_accelerator` reads them."""
 
 
+DEFAULT_MEMORY_BYTES = 1 << 26
+"""Of simulated cores and the software model, where a network does not need more."""
+
+
 def _number(spec: str, name: str, text: str) -> int:
     try:
         value = int(text, 0)
@@ -85,7 +89,7 @@ def _open_uio(spec: str, rest: str, config: Config) -> Accelerator:
 
 
 def _open_simulated(
-    kind: str, config: Config, top_verilog: Callable[[Config, Top], str]
+    kind: str, config: Config, top_verilog: Callable[[Config, Top], str], n_bytes: int
 ) -> Accelerator:
     from gshw.drivers.simulated import SimulatedAccelerator, SimulatedStreamAccelerator
     from gshw.drivers.uart_simulated import SimulatedUartAccelerator
@@ -96,11 +100,18 @@ def _open_simulated(
         "sim-stream": (Top.STREAM, SimulatedStreamAccelerator),
         "sim-uart": (Top.UART, SimulatedUartAccelerator),
     }[kind]
-    return accelerator(config, build_library(top_verilog(config, top), top=top))
+    library = build_library(top_verilog(config, top), top=top)
+    # The memory of the core at the serial port is its own.
+    options = {} if top is Top.UART else {"n_bytes": n_bytes}
+    return accelerator(config, library, **options)
 
 
 def open_accelerator(
-    spec: str, config: Config, top_verilog: Callable[[Config, Top], str]
+    spec: str,
+    config: Config,
+    top_verilog: Callable[[Config, Top], str],
+    *,
+    n_bytes: int = 0,
 ) -> Accelerator:
     """Open the back end that a text names; see :data:`SPECS`.
 
@@ -108,12 +119,15 @@ def open_accelerator(
     ----------
     top_verilog
         Makes the text of a top module, for the simulated ones.
+    n_bytes
+        How much memory simulated cores and the software model need at least.
 
     Raises
     ------
     GshwError
         For another text, and when there is no core for this config behind it.
     """
+    n_bytes = max(n_bytes, DEFAULT_MEMORY_BYTES)
     kind, colon, rest = spec.partition(":")
     openers = {"uart": _open_uart, "mem": _open_mem, "uio": _open_uio}
     if colon and kind in openers:
@@ -121,7 +135,7 @@ def open_accelerator(
     if not colon and kind == "golden":
         from gshw.drivers.golden import GoldenAccelerator
 
-        return GoldenAccelerator(config)
+        return GoldenAccelerator(config, n_bytes=n_bytes)
     if spec in ("sim", "sim-stream", "sim-uart"):
-        return _open_simulated(spec, config, top_verilog)
+        return _open_simulated(spec, config, top_verilog, n_bytes)
     raise GshwError(f"device must be one of {', '.join(SPECS)}, not {spec!r}")

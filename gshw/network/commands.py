@@ -69,7 +69,9 @@ def run_network_command(
     compiled = load_network(arguments.model, config)
     inputs = _input(arguments, compiled, given)
     status = console.status("running") if console.is_terminal else nullcontext()
-    with status, open_accelerator(arguments.device, config, top_verilog) as accelerator:
+    needed = compiled.base_address + compiled.n_bytes
+    device = open_accelerator(arguments.device, config, top_verilog, n_bytes=needed)
+    with status, device as accelerator:
         begin = time.monotonic()
         run = run_network(accelerator, compiled, inputs)
         seconds = time.monotonic() - begin

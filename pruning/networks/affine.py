@@ -87,10 +87,14 @@ class Term:
 
 @dataclass(frozen=True, kw_only=True)
 class Affine:
-    """A sum of terms and a bias, shape (n_rows,) float64."""
+    """A sum of terms and a bias, shape (n_rows,) float64.
+
+    ``maximum``: of the one term's products the largest instead, without a bias.
+    """
 
     terms: tuple[Term, ...]
     bias: NDArray[np.float64]
+    maximum: bool = False
 
     @property
     def n_rows(self) -> int:

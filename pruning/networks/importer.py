@@ -213,15 +213,21 @@ class Importer:
     ) -> _Value:
         """Make a node of a pending value, with the clamp that this place of the graph applies."""
         name = self._name(node, value.affine)
+        if value.affine.maximum and low != 0:
+            self._check_maximum(node, value.affine)
         sources = [self._tensors[term.tensor] for term in value.affine.terms]
         positive = all(
             tensor.nonnegative and bool((term.weight >= 0).all())
             for tensor, term in zip(sources, value.affine.terms, strict=True)
         ) and bool((value.affine.bias >= 0).all())
         self._nodes.append(FloatNode(name=name, affine=value.affine, low=low, high=high))
-        return self._new_tensor(
+        found = self._new_tensor(
             node, name, value.axis, nonnegative=positive or (low is not None and low >= 0)
         )
+        if value.affine.maximum and positive:
+            # Some of the source's codes, as they are.
+            self._tensors[name].magnitude = sources[0].magnitude
+        return found
 
     def _name(self, node: fx.Node, affine: Affine) -> str:
         keys = [term.key for term in affine.terms if term.key is not None]
@@ -238,10 +244,13 @@ class Importer:
         assert value.tensor is not None, "it was just made"
         return value.tensor
 
-    def _pending(self, node: fx.Node) -> _Value:
-        """A value to go on with: as it is, if nobody else reads it."""
+    def _pending(self, node: fx.Node, *, clamps: bool = False) -> _Value:
+        """A value to go on with: as it is, if nobody else reads it.
+
+        A maximum goes on only into a clamp.
+        """
         value = self._value(node)
-        if value.tensor is None and len(node.users) > 1:
+        if value.tensor is None and (len(node.users) > 1 or (value.affine.maximum and not clamps)):
             self._materialised(node)
         return self._values[node]
 
@@ -265,6 +274,8 @@ class Importer:
             aten.adaptive_avg_pool2d.default: self._adaptive_mean,
             aten.avg_pool2d.default: self._mean_pool,
             aten.mean.dim: self._mean,
+            aten.max_pool1d.default: self._max_pool,
+            aten.max_pool2d.default: self._max_pool,
             aten.cat.default: self._concatenate,
             aten.permute.default: self._permute,
             aten.transpose.int: self._permute,
@@ -418,7 +429,7 @@ class Importer:
         return self._clamped(node, low, high)
 
     def _clamped(self, node: fx.Node, low: float | None, high: float | None) -> _Value:
-        value = self._pending(node.args[0])
+        value = self._pending(node.args[0], clamps=True)
         is_relu = low == 0 and high is None
         if value.tensor is not None and is_relu and self._tensors[value.tensor].nonnegative:
             return value
@@ -467,6 +478,37 @@ class Importer:
         )
         affine = Affine(terms=(term,), bias=np.zeros(tensor.channels))
         return _Value(affine, None, self._values[source].axis)
+
+    def _max_pool(self, node: fx.Node) -> _Value:
+        flat = node.target is aten.max_pool1d.default
+        kernel = _pair(node.args[1], 1, flat=flat)
+        stride = self._argument(node, 2, "stride") or node.args[1]
+        if self._argument(node, 5, "ceil_mode", False):
+            raise self._unsupported(node, " with ceil_mode")
+        window = Window(
+            kernel=kernel,
+            stride=_pair(stride, 1, flat=flat),
+            padding=_pair(self._argument(node, 3, "padding", 0), 0, flat=flat),
+            dilation=_pair(self._argument(node, 4, "dilation", 1), 1, flat=flat),
+        )
+        name = self._materialised(node.args[0])
+        channels = self._tensors[name].channels
+        term = Term(
+            tensor=name,
+            channels=channels,
+            weight=np.ones((channels, 1, *kernel)),
+            groups=channels,
+            window=window,
+        )
+        affine = Affine(terms=(term,), bias=np.zeros(channels), maximum=True)
+        return _Value(affine, None, self._values[node.args[0]].axis)
+
+    def _check_maximum(self, node: fx.Node, affine: Affine) -> None:
+        """Accumulators begin at 0, and padding is 0."""
+        if not self._tensors[affine.terms[0].tensor].nonnegative:
+            raise self._unsupported(
+                node, " of values that may be negative, but with a ReLU before or after it"
+            )
 
     def _concatenate(self, node: fx.Node) -> _Value:
         """Every piece as rows of its own: a diagonal matrix over parts."""

@@ -248,7 +248,10 @@ def _encode(
     signed = tensors[terms[0].tensor].signed
     columns = [_columns(term, tensors[term.tensor], projections, name) for term in terms]
     try:
-        unit, repeats = _unit(config, columns, node.affine.bias, output.scale, signed=signed)
+        if node.affine.maximum:
+            unit, repeats = np.full(node.affine.n_rows, tensors[terms[0].tensor].scale), 1
+        else:
+            unit, repeats = _unit(config, columns, node.affine.bias, output.scale, signed=signed)
         multiplier, shift = to_fixed(unit / output.scale)
     except GshwError as error:
         raise GshwError(f"node {name!r}: {error}") from None
@@ -276,6 +279,7 @@ def _encode(
             shift=shift,
             **_clamp(config, node, output),
             signed_input=signed,
+            maximum=node.affine.maximum,
         ),
         mask=mask,
         row_order=_row_order(config, node, projections, geometry, mask),

@@ -131,7 +131,9 @@ ACCUMULATORS = {
 IDLE = {"valid": 0, "first": 0, "drain": 0}
 
 
-def accumulated(dut: Accumulators, cycles: list[dict], n_extra: int = 0) -> list[list[int]]:
+def accumulated(
+    dut: Accumulators, cycles: list[dict], n_extra: int = 0, *, maximum: bool = False
+) -> list[list[int]]:
     """Outputs for the selection of every cycle; tags go ahead of sums by ``TAG_LEAD``."""
     n_lead, n_sums, columns = TAG_LEAD, len(dut.i), dut.config.columns
     n_tail = n_extra + columns - 1
@@ -145,6 +147,8 @@ def accumulated(dut: Accumulators, cycles: list[dict], n_extra: int = 0) -> list
         for name in IDLE:
             ctx.set(getattr(dut.tag, name), tag[name])
         ctx.set(dut.shift, shift)
+        if maximum:
+            ctx.set(dut.maximum, 1)
         for i, value in zip(dut.i, values, strict=True):
             ctx.set(i, value)
 
@@ -153,12 +157,22 @@ def accumulated(dut: Accumulators, cycles: list[dict], n_extra: int = 0) -> list
     return deskewed(outputs, columns)[n_lead + dut.latency :]
 
 
+@pytest.mark.parametrize("reduction", ["sum", "sum of two modes", "maximum"])
 @pytest.mark.parametrize("name", ACCUMULATORS)
-def test_accumulators(name):
-    """Sums restart with ``first``, are captured with ``drain`` and selected by ``shift``."""
-    config = ACCUMULATORS[name]
+def test_accumulators(name, reduction):
+    """Sums restart with ``first``, are captured with ``drain`` and selected by ``shift``.
+
+    So do maxima of codes, which begin at 0.
+    """
+    maximum = reduction == "maximum"
+    config = dataclasses.replace(ACCUMULATORS[name], max_pooling=reduction != "sum")
     dut = Accumulators(config)
-    cycles = random_tags(np.random.default_rng(4), config, 60)
+    rng = np.random.default_rng(4)
+    cycles = random_tags(rng, config, 60)
+    if maximum:
+        low, high = -(1 << (config.activation_width - 1)), 1 << config.activation_width
+        for cycle in cycles:
+            cycle["i"] = [int(n) for n in rng.integers(low, high, len(cycle["i"]))]
     n_out = config.drain_rows * config.columns
     expected = []
     sums = [0] * (config.rows * config.columns)
@@ -167,17 +181,18 @@ def test_accumulators(name):
     for cycle in cycles:
         expected.append(drained[:n_out] if drained else None)
         if cycle["valid"]:
-            sums = [
-                addend if cycle["first"] else value + addend
-                for value, addend in zip(sums, cycle["i"])
-            ]
+            before = [0 if cycle["first"] else value for value in sums]
+            if maximum:
+                sums = [max(pair) for pair in zip(before, cycle["i"])]
+            else:
+                sums = [value + addend for value, addend in zip(before, cycle["i"])]
         if cycle["valid"] and cycle["drain"]:
             n_both += cycle["shift"]
             drained = list(sums)
         elif cycle["shift"] and drained:
             drained = drained[n_out:]
 
-    outputs = accumulated(dut, cycles)
+    outputs = accumulated(dut, cycles, maximum=maximum)
     for index, (want, got) in enumerate(zip(expected, outputs, strict=True)):
         assert want is None or got[: len(want)] == want, f"cycle {index}"
     assert n_both and sum(want is not None and len(want) > 0 for want in expected) > 50
