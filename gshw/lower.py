@@ -22,7 +22,8 @@ from gshw.program_model import pack_codes, unpack_codes
 from gshw.transfers import TensorLayout, joined_parts
 
 _SLOTS = ((1, 1), (1, 2), (2, 1), (2, 2), (4, 4), (8, 8))
-_WEIGHT_SLOTS = (1, 2, 4)
+_WEIGHT_SHARES = (1, 2, 4)
+"""Tiles of weights are at most this part of their buffer."""
 
 
 @dataclass(frozen=True)
@@ -219,6 +220,7 @@ def choose_plan(
             continue
         memory = own_memory(config, plan, n_samples, height, width)
         lowering = Lowering(config, plan, slots, memory)
+        lowering.finish()
         if best is None or lowering.cost < best[1].cost:
             best = slots, lowering
     assert best is not None, "the plan of fewest commands is looked at"
@@ -262,19 +264,24 @@ def _plans(
     engine = config.engine
     fits = image.n_records <= engine.row_buffer_depth
     halves = int(image.drain.max()) <= engine.row_buffer_depth // 2
-    record_slots = 2 if halves and not fits else 1
+    n_records = engine.row_buffer_depth // (2 if halves and not fits else 1)
+    sizes = [engine.group_buffer_depth // share for share in _WEIGHT_SHARES]
+    largest = int(np.diff(image.group_ptr).max(initial=0))
+    if sizes[1] < largest < sizes[0]:
+        # One bundle at a time, and as much of the next as there is room for.
+        sizes.insert(1, largest)
     plans: list[tuple[Slots, Plan]] = []
     reason: GshwError | None = None
     for n_input, n_output in _SLOTS:
-        for n_groups in _WEIGHT_SLOTS:
-            slots = Slots(n_input, n_output, n_groups, record_slots)
+        for n_groups in sizes:
+            slots = Slots(n_input, n_output, n_groups, n_records)
             try:
                 usable = dataclasses.replace(
                     engine,
                     bank_depth=engine.bank_depth // n_input,
                     output_depth=engine.output_depth // n_output,
-                    group_buffer_depth=engine.group_buffer_depth // n_groups,
-                    row_buffer_depth=engine.row_buffer_depth // record_slots,
+                    group_buffer_depth=n_groups,
+                    row_buffer_depth=n_records,
                 )
                 plans.append((slots, Plan(usable, image, n_samples, height, width)))
             except GshwError as error:

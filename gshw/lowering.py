@@ -1,8 +1,8 @@
 """The steps of a layer's program for one division of the buffers.
 
-Every buffer is cut into equal *slots* that are filled, used and emptied in turn, so that one tile
-is loaded and another stored while a third one computes. What still lies in a slot is not loaded
-again.
+The scratchpad and the output buffer are cut into equal *slots* that are filled, used and emptied in
+turn, so that one tile is loaded and another stored while a third one computes. Weights follow each
+other round their buffers; what still lies there is not loaded again.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from gshw.config import Config
 from gshw.cycles import tile_cycles
 from gshw.layout import group_fields, record_fields, word_width
 from gshw.plan import N_LOOPS, Command, Plan, WeightTile
-from gshw.program import INSTRUCTION_BYTES, Opcode
+from gshw.program import INSTRUCTION_BYTES, Opcode, Unit
 from gshw.program_builder import ProgramBuilder
 from gshw.transfers import (
     LATENCY_CYCLES,
@@ -23,6 +23,7 @@ from gshw.transfers import (
     part_layouts,
     tensor_layout,
 )
+from gshw.word_ring import Resident, WordRing
 
 ALIGNMENT_BYTES = 64
 """Everything in memory starts at a multiple of this."""
@@ -35,7 +36,13 @@ def aligned(n_bytes: int) -> int:
 
 @dataclass(frozen=True)
 class Slots:
-    """Into how many parts each buffer is cut."""
+    """Into how many parts scratchpad and output buffer are cut, and the largest tile of weights.
+
+    Parameters
+    ----------
+    groups, records
+        Words.
+    """
 
     input: int
     output: int
@@ -51,19 +58,13 @@ class _Slot:
     ----------
     base
         Its first word.
-    holds
-        First and last entry of the weights in it.
     filled_by, used_by
         The step that wrote it last, and the one that read it last.
-    last_use
-        Number of the command that read it last.
     """
 
     base: int
-    holds: tuple[int, int] | None = None
     filled_by: int | None = None
     used_by: int | None = None
-    last_use: int = -1
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class _Waiting:
     """A load or store that is not in the program yet, and the slot that it fills or empties."""
 
     transfer: Transfer
-    slot: _Slot
+    slot: _Slot | Resident
     after: int | None
 
 
@@ -132,27 +133,8 @@ def own_memory(config: Config, plan: Plan, n_samples: int, height: int, width: i
     )
 
 
-@dataclass(frozen=True)
-class Before:
-    """Steps that a layer's program must wait for, where another one came before.
-
-    Parameters
-    ----------
-    inputs
-        After it the inputs are in memory and the scratchpad is free; one of compute.
-    run
-        The last command, after which the group and row buffers are free.
-    store
-        The last store, after which the output buffer is free.
-    """
-
-    inputs: int
-    run: int
-    store: int
-
-
 class Lowering:
-    """Steps of a layer's program.
+    """Steps of a layer's program: all but the last stores, which :meth:`finish` appends.
 
     Parameters
     ----------
@@ -160,17 +142,14 @@ class Lowering:
         Made for buffers that are as small as their slots.
     memory
         Where the layer's data lie; addresses in the steps count as these do.
-    builder, before
-        A program to go on with, and what of it to wait for.
+    before
+        The layer before in the same program. Its last stores come while the first weights are
+        loaded; then the inputs are loaded.
 
     Attributes
     ----------
     builder
         The steps.
-    estimated_cycles
-        Length of the program.
-    cost
-        The same with the port's cycles for the instructions themselves: what to keep small.
     """
 
     def __init__(
@@ -180,24 +159,65 @@ class Lowering:
         slots: Slots,
         memory: LayerMemory,
         *,
-        builder: ProgramBuilder | None = None,
-        before: Before | None = None,
+        before: "Lowering | None" = None,
     ) -> None:
         self.config, self.plan, self.memory = config, plan, memory
         engine = config.engine
         self._transfers = Transfers(config, plan, memory.sources, memory.result)
-        inputs, run, store = (before.inputs, before.run, before.store) if before else (None,) * 3
-        self._input = _slots(engine.bank_depth, slots.input, inputs)
-        self._output = _slots(engine.output_depth, slots.output, store)
-        self._groups = _slots(engine.group_buffer_depth, slots.groups, run)
-        self._records = _slots(engine.row_buffer_depth, slots.records, run)
-        self._chunks = self._record_chunks(engine.row_buffer_depth // slots.records)
+        self._chunks = self._record_chunks(slots.records)
         self._lengths: dict[tuple[int, int], int] = {}
-        self.builder = ProgramBuilder() if builder is None else builder
+        self._unstored: list[tuple[int, list[_Waiting]]] = []
+        if before is None:
+            self.builder = ProgramBuilder()
+            self._groups = WordRing(engine.group_buffer_depth)
+            self._records = WordRing(engine.row_buffer_depth)
+            stored, free = None, None
+        else:
+            self.builder, self._groups, self._records = (
+                before.builder,
+                before._groups,
+                before._records,
+            )
+            stored, free = self._follow(before)
+        self._input = _slots(engine.bank_depth, slots.input, stored)
+        self._output = _slots(engine.output_depth, slots.output, free)
         self._emit()
-        self.estimated_cycles = self.builder.estimate()
-        fetch_cycles = len(self.builder.steps) * INSTRUCTION_BYTES // config.bus.data_bytes
-        self.cost = self.estimated_cycles + fetch_cycles
+
+    def finish(self) -> None:
+        """Append what is left to store."""
+        self._mix([], self._left())
+
+    @property
+    def estimated_cycles(self) -> int:
+        """Length of the program so far."""
+        return self.builder.estimate()
+
+    @property
+    def cost(self) -> int:
+        """The same with the port's cycles for the instructions themselves: what to keep small."""
+        n_bytes = len(self.builder.steps) * INSTRUCTION_BYTES
+        return self.estimated_cycles + n_bytes // self.config.bus.data_bytes
+
+    def _left(self) -> list[_Waiting]:
+        left = [waiting for _, stores in self._unstored for waiting in stores]
+        self._unstored = []
+        return left
+
+    def _follow(self, before: "Lowering") -> tuple[int, int]:
+        """Load the first weights while the layer before is stored.
+
+        Returns
+        -------
+        tuple
+            A step of compute after which the inputs are in memory and the scratchpad is free, and
+            a store after which the output buffer is.
+        """
+        weights: list[_Waiting] = []
+        tile, _ = self.plan.commands(self.plan.tile_runs[0])[0]
+        self._place_weights(tile, weights)
+        self._mix(weights, before._left())
+        store = self.builder.last(Unit.STORE)
+        return self.builder.add(Opcode.SYNC, {}, (store,), 1), store
 
     def _record_chunks(self, depth: int) -> dict[int, tuple[int, int]]:
         """Range of records to load together, by the first record of every weight tile.
@@ -224,7 +244,7 @@ class Lowering:
         loads and stores reach their queues in turns.
         """
         number = 0
-        unstored: list[tuple[int, list[_Waiting]]] = []
+        unstored = self._unstored
         for index, tile in enumerate(self.plan.stream_tiles()):
             source = self._input[index % len(self._input)]
             result = self._output[index % len(self._output)]
@@ -234,8 +254,7 @@ class Lowering:
             ]
             for run in self.plan.tile_runs:
                 for weights, command in self.plan.commands(run):
-                    groups = self._groups_slot(weights, loads)
-                    records = self._records_slot(weights, loads)
+                    groups, records = self._place_weights(weights, loads)
                     stores: list[_Waiting] = []
                     while unstored and (
                         unstored[0][0] < number - 1 or unstored[0][1][0].slot is result
@@ -243,9 +262,6 @@ class Lowering:
                         stores += unstored.pop(0)[1]
                     self._mix(loads, stores)
                     self._run(command, weights, source, groups, records, result)
-                    for slot in (source, groups, records):
-                        if slot is not None:
-                            slot.last_use = number
                     loads = []
                     number += 1
             unstored.append(
@@ -257,8 +273,6 @@ class Lowering:
                     ],
                 )
             )
-        for _, stores in unstored:
-            self._mix([], stores)
 
     def _mix(self, loads: Sequence[_Waiting], stores: Sequence[_Waiting]) -> None:
         """Append loads and stores, evenly mixed."""
@@ -275,44 +289,51 @@ class Lowering:
 
     # --- weights -----------------------------------------------------------------------------
 
-    def _find(self, slots: list[_Slot], wanted: tuple[int, int]) -> tuple[_Slot, bool]:
-        """The slot that holds these entries, or the one idle for longest; whether to load it."""
-        for slot in slots:
-            if slot.holds == wanted:
-                return slot, False
-        slot = min(slots, key=lambda slot: slot.last_use)
-        slot.holds = wanted
-        return slot, True
+    def _place_weights(
+        self, tile: WeightTile, loads: list[_Waiting]
+    ) -> tuple[Resident, Resident | None]:
+        """Groups and records of a tile in their buffers; no records where no bundle ends in it."""
+        config, memory = self.config, self.memory
+        groups = self._load_words(
+            Opcode.LOAD_GROUPS,
+            self._groups,
+            (tile.group_start, tile.group_stop),
+            memory.groups,
+            group_bytes(config),
+            loads,
+        )
+        if tile.record_start == tile.record_stop:
+            return groups, None
+        records = self._load_words(
+            Opcode.LOAD_RECORDS,
+            self._records,
+            self._chunks[tile.record_start],
+            memory.records,
+            record_bytes(config),
+            loads,
+        )
+        return groups, records
 
     def _load_words(
-        self, opcode: Opcode, slot: _Slot, address: int, word_bytes: int, loads: list[_Waiting]
-    ) -> None:
-        assert slot.holds is not None, "the slot was chosen for something"
-        n_bytes = (slot.holds[1] - slot.holds[0]) * word_bytes
-        values = {
-            "address": address + slot.holds[0] * word_bytes,
-            "run_bytes": n_bytes,
-            "target": slot.base,
-        }
-        n_cycles = -(-n_bytes // self.config.bus.data_bytes) + LATENCY_CYCLES
-        loads.append(_Waiting(Transfer(opcode, values, n_cycles), slot, slot.used_by))
-
-    def _groups_slot(self, tile: WeightTile, loads: list[_Waiting]) -> _Slot:
-        slot, missing = self._find(self._groups, (tile.group_start, tile.group_stop))
-        if missing:
-            address, word_bytes = self.memory.groups, group_bytes(self.config)
-            self._load_words(Opcode.LOAD_GROUPS, slot, address, word_bytes, loads)
-        return slot
-
-    def _records_slot(self, tile: WeightTile, loads: list[_Waiting]) -> _Slot | None:
-        """None where no bundle ends in the tile."""
-        if tile.record_start == tile.record_stop:
-            return None
-        slot, missing = self._find(self._records, self._chunks[tile.record_start])
-        if missing:
-            address, word_bytes = self.memory.records, record_bytes(self.config)
-            self._load_words(Opcode.LOAD_RECORDS, slot, address, word_bytes, loads)
-        return slot
+        self,
+        opcode: Opcode,
+        ring: WordRing,
+        entries: tuple[int, int],
+        address: int,
+        word_bytes: int,
+        loads: list[_Waiting],
+    ) -> Resident:
+        resident, pieces = ring.place(address, *entries)
+        for piece in pieces:
+            n_bytes = (piece.stop - piece.first) * word_bytes
+            values = {
+                "address": address + piece.first * word_bytes,
+                "run_bytes": n_bytes,
+                "target": piece.word,
+            }
+            n_cycles = -(-n_bytes // self.config.bus.data_bytes) + LATENCY_CYCLES
+            loads.append(_Waiting(Transfer(opcode, values, n_cycles), resident, piece.after))
+        return resident
 
     # --- compute -----------------------------------------------------------------------------
 
@@ -321,14 +342,14 @@ class Lowering:
         command: Command,
         tile: WeightTile,
         source: _Slot,
-        groups: _Slot,
-        records: _Slot | None,
+        groups: Resident,
+        records: Resident | None,
         result: _Slot,
     ) -> None:
         engine, stage = self.config.engine, self.plan.image.layer.requantisation
         record_base = 0
-        if records is not None and records.holds is not None:
-            record_base = records.base + tile.record_start - records.holds[0]
+        if records is not None:
+            record_base = records.base + tile.record_start - records.first
         values = {
             "group_base": groups.base,
             "n_groups": command.n_groups,

@@ -19,7 +19,6 @@ from gshw.lower import (
     tensor_codes,
 )
 from gshw.lowering import (
-    Before,
     LayerMemory,
     Lowering,
     Slots,
@@ -29,7 +28,7 @@ from gshw.lowering import (
 )
 from gshw.network.graph import MatrixNode, Network
 from gshw.plan import Plan
-from gshw.program import INSTRUCTION_BYTES, Opcode, Unit, assemble
+from gshw.program import INSTRUCTION_BYTES, Unit, assemble
 from gshw.program_builder import ProgramBuilder
 from gshw.program_model import pack_codes
 from gshw.transfers import TensorLayout, tensor_layout
@@ -42,7 +41,7 @@ class NodeProgram:
     Parameters
     ----------
     first, stop
-        Range of instructions, the header being 0.
+        Range of instructions, the header being 0; the last one is the node's last command.
     """
 
     name: str
@@ -210,16 +209,13 @@ def _schedule(
     Weights of the next node are loaded while the last results of the one before are stored; its
     inputs wait for them.
     """
-    builder = ProgramBuilder()
-    nodes = []
-    before: Before | None = None
+    nodes: list[NodeProgram] = []
+    lowering: Lowering | None = None
     for item, memory in zip(planned, memories, strict=True):
-        if nodes:
-            run, store = builder.last(Unit.COMPUTE), builder.last(Unit.STORE)
-            sync = builder.add(Opcode.SYNC, {}, (store,), 1)
-            before = Before(inputs=sync, run=run, store=store)
-        first = len(builder.steps)
-        Lowering(config, item.plan, item.slots, memory, builder=builder, before=before)
-        stop = len(builder.steps)
-        nodes.append(NodeProgram(name=item.node.name, first=first + 1, stop=stop + 1))
-    return builder, tuple(nodes)
+        lowering = Lowering(config, item.plan, item.slots, memory, before=lowering)
+        first = nodes[-1].stop if nodes else 1
+        stop = lowering.builder.last(Unit.COMPUTE) + 2
+        nodes.append(NodeProgram(name=item.node.name, first=first, stop=stop))
+    assert lowering is not None, "a network has nodes"
+    lowering.finish()
+    return lowering.builder, tuple(nodes)

@@ -21,7 +21,8 @@ class NodeReport:
     positions
         Output pixels over all samples.
     cycles
-        From the end of the node before to its own.
+        From the end of the last command of the node before to that of its own; the last node's end
+        is the program's.
     needed
         Cycles that an engine without any loss needs for the weights.
     """
@@ -46,7 +47,7 @@ def node_reports(compiled: CompiledNetwork, cycles: ProgramCycles) -> list[NodeR
         layer = compiled.network.layers[node.layer]
         size = compiled.network.tensors[node.output].size
         # The header of the program has no times.
-        end = int(cycles.times[share.first - 1 : share.stop - 1, 1].max())
+        end = int(cycles.times[share.stop - 2, 1])
         if share is compiled.nodes[-1]:
             end = cycles.cycles
         positions = compiled.n_samples * size[0] * size[1]

@@ -43,7 +43,8 @@ class Term:
     channels, first
         That it reads of the tensor: how many, from which on.
     weight
-        Shape (n_rows, channels / groups, kernel height, kernel width), float64.
+        Shape (n_rows, channels / groups, kernel height, kernel width), float64; of an embedded
+        point (n_rows, channels / groups, 1, 1).
     groups
         Of the convolution; as many as channels and rows: a diagonal.
     step
@@ -52,6 +53,8 @@ class Term:
         On the pixels that are read.
     key
         Name of the weight in the model; None for what has none, such as a skip.
+    tap
+        Of the window that the weight is for, where it is a point embedded in a larger window.
     """
 
     tensor: str
@@ -62,6 +65,7 @@ class Term:
     window: Window = POINT
     key: str | None = None
     first: int = 0
+    tap: int | None = None
 
     @property
     def n_rows(self) -> int:
@@ -72,6 +76,16 @@ class Term:
         """A diagonal of single pixels: an addition, maybe scaled."""
         taps = self.weight.reshape(self.n_rows, -1).any(axis=0)
         return self.groups == self.channels == self.n_rows and np.count_nonzero(taps) <= 1
+
+    @property
+    def alone(self) -> "Term":
+        """The same as a point where it was embedded."""
+        if self.tap is None:
+            return self
+        step, stride = self.step, self.window.stride
+        return replace(
+            self, window=POINT, step=(step[0] * stride[0], step[1] * stride[1]), tap=None
+        )
 
     def scaled(self, factor: NDArray[np.float64]) -> "Term":
         """Rows times a factor each."""
@@ -143,9 +157,8 @@ def embedded(term: Term, window: Window, size: Pair, sizes: Mapping[str, Pair]) 
             return None
         taps.append(tap)
         steps.append(step)
-    weight = np.zeros((*term.weight.shape[:2], *window.kernel))
-    weight[:, :, taps[0], taps[1]] = term.weight[:, :, 0, 0]
-    found = replace(term, weight=weight, step=(steps[0], steps[1]), window=window)
+    tap = taps[0] * window.kernel[1] + taps[1]
+    found = replace(term, step=(steps[0], steps[1]), window=window, tap=tap)
     return found if _read_size(found, sizes) == size else None
 
 

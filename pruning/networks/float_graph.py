@@ -1,6 +1,10 @@
 """The float network as sums, clamps and the ranges that calibration saw."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from numpy.typing import NDArray
+from torch import Tensor
 
 from pruning.networks.affine import Affine, Pair
 
@@ -19,6 +23,8 @@ class FloatTensor:
         By what computes it, or, of an input, by what calibration saw.
     magnitude
         That the highest code stands for.
+    values
+        What calibration saw, shape (n_samples, channels, height, width).
     """
 
     name: str
@@ -26,6 +32,7 @@ class FloatTensor:
     channels: int
     nonnegative: bool
     magnitude: float
+    values: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +53,13 @@ class FloatNode:
 
 @dataclass(frozen=True, kw_only=True)
 class FloatNetwork:
-    """Nodes in order, tensors by name."""
+    """Nodes in order, tensors by name.
+
+    ``magnitude_of`` gives the magnitude of calibrated values.
+    """
 
     tensors: dict[str, FloatTensor]
     nodes: tuple[FloatNode, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    magnitude_of: Callable[[NDArray], float]

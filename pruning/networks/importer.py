@@ -131,6 +131,7 @@ class Importer:
             nodes=tuple(self._nodes),
             inputs=tuple(self._inputs),
             outputs=tuple(outputs),
+            magnitude_of=self._range,
         )
 
     # --- graph ---------------------------------------------------------------------------------
@@ -199,12 +200,14 @@ class Importer:
 
     def _new_tensor(self, node: fx.Node, name: str, axis: int, *, nonnegative: bool) -> _Value:
         size, channels = self._shape(node, axis)
+        values = self._floats[node].detach().cpu()
         self._tensors[name] = FloatTensor(
             name=name,
             size=size,
             channels=channels,
             nonnegative=nonnegative,
-            magnitude=self._range(self._floats[node].detach().cpu().numpy()),
+            magnitude=self._range(values.numpy()),
+            values=values.movedim(axis, 1).reshape(-1, channels, *size),
         )
         return _Value(skip(name, channels), name, axis)
 

@@ -1,10 +1,13 @@
 """A float network in the engine's integers; ``docs/networks.md`` has the rules."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from gshw.config import EngineConfig
 from gshw.encoding import EncodedLayer, Requantisation, encode_layer
@@ -13,7 +16,7 @@ from gshw.geometry import Geometry, LayerKind, Part, conv_matrix
 from gshw.network.graph import MatrixNode, Network, Source, Tensor
 from gshw.quantise import accumulator_scales, activation_scale, least_scale, to_fixed
 from gshw.row_order import choose_row_order
-from pruning.networks.affine import Term, main_window
+from pruning.networks.affine import Affine, Term, main_window, skip
 from pruning.networks.float_graph import FloatNetwork, FloatNode, FloatTensor
 from pruning.patterns.pattern import Projection
 
@@ -49,6 +52,7 @@ def quantise_network(
     for name in projections:
         if name not in keys:
             raise GshwError(f"no layer {name!r} for the mask of that name")
+    network = split_windows(config, network)
     tensors = _tensors(config, network)
     layers, nodes = {}, []
     for node in network.nodes:
@@ -69,6 +73,59 @@ def quantise_network(
 
 WINDOW_SHARE = 4
 """A window of groups shall take at most one in so many words of a bank."""
+
+POINTS_SHARE = 2
+"""And one that points are embedded in, one in so many."""
+
+
+def split_windows(config: EngineConfig, network: FloatNetwork) -> FloatNetwork:
+    """Nodes whose points would fill the banks when embedded as two: the window, then the points.
+
+    What lies between them has its own range: its values are computed from those of calibration.
+    """
+    tensors, nodes = dict(network.tensors), []
+    for node in network.nodes:
+        terms = node.affine.terms
+        kernel = main_window(terms).kernel
+        n_words = sum(-(-term.channels // config.channels_per_row) for term in terms)
+        points = tuple(term.alone for term in terms if term.tap is not None)
+        share = kernel[0] * kernel[1] * n_words * POINTS_SHARE
+        if not points or share <= config.bank_depth:
+            nodes.append(node)
+            continue
+        inner = Affine(
+            terms=tuple(term for term in terms if term.tap is None), bias=node.affine.bias
+        )
+        values = sum(_product(term, tensors[term.tensor]) for term in inner.terms)
+        assert isinstance(values, torch.Tensor), "there is a window"
+        values = values + torch.from_numpy(inner.bias)[:, None, None]
+        name = f"{node.name}[window]"
+        tensors[name] = replace(
+            tensors[node.name],
+            name=name,
+            nonnegative=False,
+            magnitude=network.magnitude_of(values.numpy()),
+            values=values,
+        )
+        nodes.append(FloatNode(name=name, affine=inner, low=None, high=None))
+        (rest,) = skip(name, inner.n_rows).terms
+        outer = Affine(terms=(rest, *points), bias=np.zeros(inner.n_rows))
+        nodes.append(replace(node, affine=outer))
+    return replace(network, tensors=tensors, nodes=tuple(nodes))
+
+
+def _product(term: Term, tensor: FloatTensor) -> torch.Tensor:
+    """A term's share of the sum, from the values of calibration."""
+    x = tensor.values[:, term.first : term.first + term.channels].double()
+    window = term.window
+    return functional.conv2d(
+        x[:, :, :: term.step[0], :: term.step[1]],
+        torch.from_numpy(term.weight),
+        stride=window.stride,
+        padding=window.padding,
+        dilation=window.dilation,
+        groups=term.groups,
+    )
 
 
 def split_groups(config: EngineConfig, node: FloatNode) -> list[tuple[FloatNode, int]]:
@@ -154,13 +211,23 @@ def _dense(term: Term) -> NDArray[np.float64]:
     n_rows, per_group, height, width = term.weight.shape
     flat = conv_matrix(term.weight).reshape(n_rows, height * width, per_group)
     if term.groups == 1:
-        return flat
+        return _in_window(term, flat)
     whole = np.zeros((n_rows, height * width, term.channels))
     rows_per_group = n_rows // term.groups
     for group in range(term.groups):
         rows = slice(group * rows_per_group, (group + 1) * rows_per_group)
         whole[rows, :, group * per_group : (group + 1) * per_group] = flat[rows]
-    return whole
+    return _in_window(term, whole)
+
+
+def _in_window(term: Term, columns: NDArray) -> NDArray:
+    """Columns (n_rows, taps, channels) of the term's own weight among all taps of its window."""
+    if term.tap is None:
+        return columns
+    n_taps = term.window.kernel[0] * term.window.kernel[1]
+    found = np.zeros((len(columns), n_taps, columns.shape[2]), dtype=columns.dtype)
+    found[:, term.tap] = columns[:, 0]
+    return found
 
 
 def _columns(
@@ -172,11 +239,13 @@ def _columns(
     mask = None
     if term.key is not None and term.key in projections:
         own = projections[term.key].mask
-        if own.size != weights.size:
+        n_taps = weights.shape[1] if term.tap is None else 1
+        shape = (weights.shape[0], n_taps, weights.shape[2])
+        if own.size != math.prod(shape):
             raise GshwError(
-                f"layer {term.key!r}: mask must have {weights.size} elements, not {own.size}"
+                f"layer {term.key!r}: mask must have {math.prod(shape)} elements, not {own.size}"
             )
-        mask = own.reshape(weights.shape)
+        mask = _in_window(term, own.reshape(shape))
         weights = np.where(mask, weights, 0.0)
     return _Columns(term, weights * tensor.scale, mask)
 
