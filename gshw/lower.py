@@ -15,7 +15,7 @@ from gshw.encoding import EncodedLayer
 from gshw.errors import GshwError
 from gshw.golden import check_activations, unfold_windows
 from gshw.image import LayerImage
-from gshw.lowering import ALIGNMENT_BYTES, Lowering, Slots, aligned, own_memory
+from gshw.lowering import ALIGNMENT_BYTES, Lowering, Slots, aligned, group_bytes, own_memory
 from gshw.plan import Plan
 from gshw.program import INSTRUCTION_BYTES, assemble
 from gshw.program_model import pack_codes, unpack_codes
@@ -265,6 +265,7 @@ def _plans(
     fits = image.n_records <= engine.row_buffer_depth
     halves = int(image.drain.max()) <= engine.row_buffer_depth // 2
     n_records = engine.row_buffer_depth // (2 if halves and not fits else 1)
+    group_cycles = -(-group_bytes(config) // config.bus.data_bytes)
     sizes = [engine.group_buffer_depth // share for share in _WEIGHT_SHARES]
     largest = int(np.diff(image.group_ptr).max(initial=0))
     if sizes[1] < largest < sizes[0]:
@@ -283,7 +284,8 @@ def _plans(
                     group_buffer_depth=n_groups,
                     row_buffer_depth=n_records,
                 )
-                plans.append((slots, Plan(usable, image, n_samples, height, width)))
+                size = n_samples, height, width
+                plans.append((slots, Plan(usable, image, *size, group_cycles=group_cycles)))
             except GshwError as error:
                 # The whole buffers come first: their reason is the one that matters.
                 reason = reason or error

@@ -117,6 +117,9 @@ class Plan:
         The engine and the layer's memory image.
     n_samples, height, width
         Of the layer's input, before padding.
+    group_cycles
+        Of the port, to load a group word. Weights that do not fit their buffer are loaded again
+        for every stream tile, which then takes that long at least.
 
     Attributes
     ----------
@@ -134,9 +137,17 @@ class Plan:
     """
 
     def __init__(
-        self, config: EngineConfig, image: LayerImage, n_samples: int, height: int, width: int
+        self,
+        config: EngineConfig,
+        image: LayerImage,
+        n_samples: int,
+        height: int,
+        width: int,
+        *,
+        group_cycles: int = 0,
     ) -> None:
         self.config = config
+        self._group_cycles = group_cycles
         self.image = image
         self.geometry = image.layer.geometry
         self.n_samples = n_samples
@@ -189,7 +200,9 @@ class Plan:
         """
         self._check_pixel()
         n_groups = max(1, self.image.n_groups)
-        overhead = COMMAND_CYCLES * -(-n_groups // self.config.group_buffer_depth)
+        n_commands = -(-n_groups // self.config.group_buffer_depth)
+        overhead = COMMAND_CYCLES * n_commands
+        loading = n_groups * self._group_cycles if n_commands > 1 else 0
         out_height, out_width = self.output_shape
         best: tuple[tuple[int, int], tuple[int, int], int] | None = None
         for height in _strip_sizes(out_height):
@@ -203,7 +216,8 @@ class Plan:
                     n_sets = -(-per_column // n_parts)
                     n_positions = n_sets * height * width
                     n_tiles = -(-per_column // n_sets)
-                    cost = (n_tiles * (n_positions * n_groups + overhead), -height * width)
+                    n_cycles = max(n_positions * n_groups, loading) + overhead
+                    cost = (n_tiles * n_cycles, -height * width)
                     if best is None or cost < best[0]:
                         best = cost, (height, width), n_sets
         assert best is not None, "a single pixel fits"

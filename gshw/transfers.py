@@ -72,6 +72,15 @@ class TensorLayout:
         sample, line, pixel = self.strides
         return replace(self, shape=shape, strides=(sample, line * step[0], pixel * step[1]))
 
+    def folded(self, fold: int) -> "TensorLayout":
+        """Its one line as ``fold`` lines, of every ``fold``-th pixel each."""
+        if fold == 1:
+            return self
+        samples, _, width, channels = self.shape
+        sample, _, pixel = self.strides
+        shape = (samples, fold, width // fold, channels)
+        return replace(self, shape=shape, strides=(sample, pixel, pixel * fold))
+
     def part(self, config: Config, first: int, channels: int) -> "TensorLayout":
         """Some channels of it.
 

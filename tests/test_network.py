@@ -6,15 +6,15 @@ import re
 import numpy as np
 import pytest
 
-from gshw.config import BusConfig, Config, load_config
+from gshw.config import BusConfig, Config, EngineConfig, load_config
 from gshw.errors import GshwError
 from gshw.geometry import Part
 from gshw.golden import run_layer
 from gshw.network.compile import compile_network
 from gshw.network.execute import execute
-from gshw.network.graph import Source
+from gshw.network.graph import MatrixNode, Network, Source, Tensor
 from gshw.program_model import ProgramModel
-from tests.network_cases import residual_network
+from tests.network_cases import encoded, residual_network
 from tests.strategies import all_engines, conv
 
 TINY = load_config("tiny").engine
@@ -46,23 +46,54 @@ def test_compiled_networks_equal_golden(name, max_pooling):
     """All tensors, one program, no access that tokens do not order."""
     engine = dataclasses.replace(all_engines()[name], max_pooling=max_pooling)
     network = residual_network(engine)
-    config = Config(name="test", engine=engine, bus=BusConfig(data_width=64))
     for n_samples in (1, engine.columns + 1):
-        x = image(engine, n_samples)
-        wanted = execute(engine, network, {"image": x})
-        compiled = compile_network(config, network, n_samples, base_address=0x1000)
-        memory = np.zeros(compiled.n_bytes, dtype=np.uint8)
-        pieces = [(segment.address, segment.data) for segment in compiled.segments]
-        pieces.append((compiled.layouts["image"].address, compiled.input_bytes("image", x)))
-        for address, data in pieces:
-            start = address - compiled.base_address
-            memory[start : start + len(data)] = np.frombuffer(data, np.uint8)
-        ProgramModel(engine, memory, base_address=0x1000).run_at(compiled.program_address)
-        for node in network.nodes:
-            layout = compiled.layouts[node.output]
-            start = layout.address - compiled.base_address
-            codes = compiled.read_tensor(node.output, memory[start : start + layout.n_bytes])
-            assert np.array_equal(codes, wanted[node.output]), node.name
+        compare(engine, network, "image", image(engine, n_samples))
+
+
+def compare(engine: EngineConfig, network: Network, name: str, x: np.ndarray) -> None:
+    """All tensors of the compiled network, in the model of programs, with the executor's."""
+    config = Config(name="test", engine=engine, bus=BusConfig(data_width=64))
+    wanted = execute(engine, network, {name: x})
+    compiled = compile_network(config, network, len(x), base_address=0x1000)
+    memory = np.zeros(compiled.n_bytes, dtype=np.uint8)
+    pieces = [(segment.address, segment.data) for segment in compiled.segments]
+    pieces.append((compiled.layouts[name].address, compiled.input_bytes(name, x)))
+    for address, data in pieces:
+        start = address - compiled.base_address
+        memory[start : start + len(data)] = np.frombuffer(data, np.uint8)
+    ProgramModel(engine, memory, base_address=0x1000).run_at(compiled.program_address)
+    for node in network.nodes:
+        layout = compiled.layouts[node.output]
+        start = layout.address - compiled.base_address
+        codes = compiled.read_tensor(node.output, memory[start : start + layout.n_bytes])
+        assert np.array_equal(codes, wanted[node.output]), node.name
+
+
+def folded_network(engine: EngineConfig, fold: int, width: int = 12) -> Network:
+    """One dilated window of five taps, of fold 1 or of its dilation, 3."""
+    gap = 3 // fold
+    geometry = conv(4, (1, 5), padding=(0, 2 * gap), dilation=(1, gap))
+    layer = encoded(np.random.default_rng(0), engine, "conv", geometry, 6)
+    signs = {"x": (4, False), "y": (6, layer.requantisation.signed_output)}
+    tensors = {
+        name: Tensor(name=name, size=(1, width), channels=n, scale=1.0, signed=signed)
+        for name, (n, signed) in signs.items()
+    }
+    node = MatrixNode(layer="conv", sources=(Source("x"),), output="y", fold=fold)
+    return Network(
+        tensors=tensors, nodes=(node,), layers={"conv": layer}, inputs=("x",), outputs=("y",)
+    )
+
+
+def test_a_folded_line_is_a_dilated_window():
+    x = np.random.default_rng(0).integers(0, 256, (3, 1, 12, 4))
+    plain, folded = (execute(TINY, folded_network(TINY, fold), {"x": x}) for fold in (1, 3))
+    assert np.array_equal(plain["y"], folded["y"]) and len(np.unique(plain["y"])) > 9
+    compare(TINY, folded_network(TINY, 3), "x", x)
+    with raises(
+        "node 'conv': tensors must be one line of a multiple of 3 pixels to be folded, not 1 x 13"
+    ):
+        folded_network(TINY, 3, 13)
 
 
 def test_maxima_by_hand():

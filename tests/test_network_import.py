@@ -1,11 +1,13 @@
 """torch networks through torch.export: structure, numbers, what is refused."""
 
+import dataclasses
 import re
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from gshw.config import load_config
 from gshw.encoding import decode_weights
@@ -102,6 +104,22 @@ def trained(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     return model.eval()
 
 
+class Dilated(nn.Module):
+    """Windows with gaps: of 18 pixels a fold, of 17 none; a skip around one; maxima."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv1d(4, 9, 5, padding=6, dilation=3)
+        self.b = nn.Conv1d(9, 9, 3, padding=3, dilation=3)
+        self.c = nn.Conv1d(9, 5, 2)
+        self.d = nn.Conv1d(5, 5, 3, padding=2, dilation=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        y = functional.max_pool1d((self.b(y) + y).relu(), 3, 1, 1)
+        return self.d(self.c(y).relu()).transpose(1, 2)
+
+
 class Pooling(nn.Module):
     """Maxima after a ReLU, with padding, and before one."""
 
@@ -109,16 +127,18 @@ class Pooling(nn.Module):
         super().__init__()
         self.a = nn.Sequential(nn.Conv2d(3, 9, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
         self.b = nn.Sequential(nn.Conv2d(9, 20, 3), nn.MaxPool2d((2, 1)), nn.ReLU())
-        self.c = nn.Sequential(nn.Flatten(2), nn.MaxPool1d(3, 1, 1), nn.Conv1d(20, 4, 3))
+        self.c = nn.Sequential(nn.MaxPool2d(3, 1, 1), nn.Conv2d(20, 4, 2))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c(self.b(self.a(x)))
+        return self.c(self.b(self.a(x))).permute(0, 2, 3, 1)
 
 
 CASES = {
     "residual": (Residual, (3, 12, 10)),
     "signed": (Signed, (4, 10, 10)),
     "sequence": (Sequence, (6, 17)),
+    "dilated": (Dilated, (4, 18)),
+    "pooling": (Pooling, (3, 15, 13)),
 }
 
 
@@ -164,6 +184,34 @@ def test_blocks_become_single_nodes():
     stage = network.layers["depthwise.0"].requantisation
     scale = network.tensors["depthwise.0"].scale
     assert stage.low == 0 and stage.high == min(255, round(6 / scale))
+
+
+def test_windows_with_gaps_are_folded_where_they_can():
+    network, _ = integers(Dilated().eval(), torch.randn(4, 4, 18))
+    assert [node.fold for node in network.nodes] == [3, 3, 1, 1, 1]
+    gaps = [network.layers[node.layer].geometry.dilation[1] for node in network.nodes]
+    assert gaps == [1, 1, 1, 1, 2]
+
+
+def test_points_that_fill_the_banks_are_summed_apart():
+    """The window becomes a tensor of its own, and the numbers stay what they were."""
+    torch.manual_seed(0)
+    block = Block(16, 16, 1)
+    x = torch.randn(8, 16, 10, 10)
+    model = trained(block, (16, 10, 10))
+    small = dataclasses.replace(ENGINE, bank_depth=32)
+    whole, apart = (quantise_network(e, import_model(model, x)) for e in (ENGINE, small))
+    assert [node.name for node in whole.nodes] == ["conv1", "conv2"]
+    assert [node.name for node in apart.nodes] == ["conv1", "conv2[window]", "conv2"]
+    sources = [source.tensor for source in apart.nodes[-1].sources]
+    assert sources == ["conv2[window]", "input"]
+    found = []
+    for engine, network in ((ENGINE, whole), (small, apart)):
+        tensor = network.tensors["input"]
+        codes = quantise_activations(engine, channels_last(x), tensor.scale, tensor.signed)
+        values = execute(engine, network, {"input": codes})[network.outputs[0]]
+        found.append(values * network.tensors[network.outputs[0]].scale)
+    assert np.abs(found[0] - found[1]).max() < 0.03 * np.abs(found[0]).max()
 
 
 def test_a_skip_is_exact():

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from gshw.errors import GshwError
 from pruning.networks.importer import import_model
 from pruning.zoo.jasper import jasper10x5
 from pruning.zoo.mobilenet import mobilenet_v2
@@ -34,6 +33,9 @@ def test_mobilenet_is_one_node_per_convolution():
     assert sum(len(node.affine.terms) > 1 for node in network.nodes) == 10
 
 
-def test_resnet_is_refused_at_its_pool():
-    with pytest.raises(GshwError, match=r"^operator max_pool2d.default in 'maxpool' is not "):
-        import_model(resnet50().eval(), torch.randn(1, 3, 32, 32))
+def test_resnet_has_one_node_per_convolution():
+    """And its pools and classifier: batch norms, additions and ReLUs are part of them."""
+    network = import_model(resnet50().eval(), torch.randn(1, 3, 32, 32))
+    assert len(network.nodes) == 49 + 3
+    assert [node.name for node in network.nodes if node.affine.maximum] == ["max_pool2d"]
+    assert sum(len(node.affine.terms) > 1 for node in network.nodes) == 16

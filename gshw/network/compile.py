@@ -146,10 +146,11 @@ def compile_network(
         end = records + aligned(item.image.n_records * record_bytes(config))
         channels = item.image.layer.geometry.stored_part_channels
         sources = tuple(
-            layouts[s.tensor].every(s.step).part(config, s.first, n)
+            layouts[s.tensor].every(s.step).part(config, s.first, n).folded(item.node.fold)
             for s, n in zip(item.node.sources, channels, strict=True)
         )
-        result = layouts[item.node.output].part(config, item.node.first, item.image.layer.n_rows)
+        output = layouts[item.node.output].part(config, item.node.first, item.image.layer.n_rows)
+        result = output.folded(item.node.fold)
         memories.append(LayerMemory(groups=groups, records=records, sources=sources, result=result))
     builder, nodes = _schedule(config, planned, memories)
     data = base_address + aligned((len(builder.steps) + 1) * INSTRUCTION_BYTES)

@@ -60,7 +60,23 @@ def node_input(node: MatrixNode, codes: Mapping[str, NDArray[np.int64]]) -> NDAr
         stop = None if source.channels is None else source.first + source.channels
         tensor = codes[source.tensor]
         pieces.append(tensor[:, :: source.step[0], :: source.step[1], source.first : stop])
-    return np.concatenate(pieces, axis=3)
+    return folded(np.concatenate(pieces, axis=3), node.fold)
+
+
+def folded(codes: NDArray, fold: int) -> NDArray:
+    """One line as ``fold`` lines: (n, 1, width, c) to (n, fold, width / fold, c)."""
+    if fold == 1:
+        return codes
+    n_samples, _, width, channels = codes.shape
+    return codes.reshape(n_samples, width // fold, fold, channels).swapaxes(1, 2)
+
+
+def unfolded(codes: NDArray, fold: int) -> NDArray:
+    """Inverse of :func:`folded`."""
+    if fold == 1:
+        return codes
+    n_samples, _, width, channels = codes.shape
+    return codes.swapaxes(1, 2).reshape(n_samples, 1, width * fold, channels)
 
 
 def execute(
@@ -89,7 +105,7 @@ def execute(
     for node in network.nodes:
         on_node(node.name)
         layer = network.layers[node.layer]
-        found = run_layer(config, layer, node_input(node, codes))
+        found = unfolded(run_layer(config, layer, node_input(node, codes)), node.fold)
         tensor = network.tensors[node.output]
         if node.output not in codes:
             codes[node.output] = np.zeros((*found.shape[:3], tensor.channels), dtype=np.int64)

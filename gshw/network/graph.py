@@ -82,12 +82,16 @@ class MatrixNode:
         One per part of the layer's geometry.
     output, first
         Tensor, and the channel where the layer's rows begin in it.
+    fold
+        The one line of every tensor is taken as so many lines, of every ``fold``-th pixel each: a
+        dilated window is then one without gaps.
     """
 
     layer: str
     sources: tuple[Source, ...]
     output: str
     first: int = 0
+    fold: int = 1
 
     @property
     def name(self) -> str:
@@ -157,11 +161,18 @@ class Network:
     def _check_matrix(self, node: MatrixNode) -> None:
         layer = self.layers[node.layer]
         geometry, stage = layer.geometry, layer.requantisation
+        output = self.tensors[node.output]
         channels = [part.channels for part in geometry.parts] or [geometry.in_channels]
         sources = [(source, self.tensors[source.tensor]) for source in node.sources]
         found = [len(source.channels_of(tensor)) for source, tensor in sources]
         if found != channels:
             raise GshwError(f"node {node.name!r} must read parts of {channels} channels: {found}")
+        for size in (*(source.size_of(tensor) for source, tensor in sources), output.size):
+            if node.fold > 1 and (size[0] > 1 or size[1] % node.fold):
+                raise GshwError(
+                    f"node {node.name!r}: tensors must be one line of a multiple of {node.fold} "
+                    f"pixels to be folded, not {size[0]} x {size[1]}"
+                )
         size = sources[0][0].size_of(sources[0][1])
         for source, tensor in sources:
             if source.size_of(tensor) != size:
@@ -173,8 +184,9 @@ class Network:
                 raise GshwError(
                     f"node {node.name!r}: tensor {tensor.name!r} and the layer must have one sign"
                 )
-        output = self.tensors[node.output]
-        wanted = geometry.output_size(*size)
+        wanted = geometry.output_size(*self.input_size(node))
+        if node.fold > 1:
+            wanted = (1, wanted[1] * node.fold)
         if output.size != wanted or output.channels < node.first + layer.n_rows:
             raise GshwError(
                 f"node {node.name!r}: output must be of size {wanted} and have "
@@ -195,5 +207,6 @@ class Network:
                 )
 
     def input_size(self, node: MatrixNode) -> tuple[int, int]:
-        """Lines and pixels of a node's input, before padding."""
-        return node.sources[0].size_of(self.tensors[node.sources[0].tensor])
+        """Lines and pixels of a node's input as its layer sees them, before padding."""
+        height, width = node.sources[0].size_of(self.tensors[node.sources[0].tensor])
+        return height * node.fold, width // node.fold

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
+from rich.markup import escape
 from rich.table import Table
 
 from gshw.network.compile import CompiledNetwork
@@ -74,7 +75,7 @@ def node_table(reports: list[NodeReport], title: str) -> Table:
         table.add_column(name, justify="left" if name == "node" else "right")
     for report in reports:
         table.add_row(
-            report.name,
+            escape(report.name),
             f"{report.rows:,}",
             f"{report.columns:,}",
             f"{report.weights:,}",

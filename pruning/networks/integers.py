@@ -335,7 +335,8 @@ def _encode(
         parts.append(Part(item.term.channels, n_repeats))
     matrix = np.concatenate(pieces, axis=2)
     n_rows = node.affine.n_rows
-    geometry = _geometry(config, network, node, parts)
+    fold = _fold(network, node)
+    geometry = _geometry(config, network, node, parts, fold)
     mask = np.concatenate(masks, axis=2).reshape(n_rows, -1)
     layer = encode_layer(
         config,
@@ -356,7 +357,8 @@ def _encode(
         output_scale=output.scale,
     )
     sources = tuple(Source(term.tensor, term.step, term.first, term.channels) for term in terms)
-    return layer, MatrixNode(layer=name, sources=sources, output=output_name, first=first)
+    made = MatrixNode(layer=name, sources=sources, output=output_name, first=first, fold=fold)
+    return layer, made
 
 
 def _clamp(config: EngineConfig, node: FloatNode, output: Tensor) -> dict[str, int]:
@@ -383,8 +385,24 @@ def _row_order(
     return choose_row_order(config, geometry, mask)
 
 
+def _fold(network: FloatNetwork, node: FloatNode) -> int:
+    """How many lines a dilated one-dimensional window makes of one, to be without gaps."""
+    window, terms = main_window(node.affine.terms), node.affine.terms
+    dilation = window.dilation[1]
+    sizes = [network.tensors[term.tensor].size for term in terms]
+    folds = (
+        window.kernel[0] == 1
+        and window.stride == (1, 1)
+        and window.padding[0] == 0
+        and window.padding[1] % dilation == 0
+        and all(term.step == (1, 1) for term in terms)
+        and all(height == 1 and width % dilation == 0 for height, width in sizes)
+    )
+    return dilation if folds else 1
+
+
 def _geometry(
-    config: EngineConfig, network: FloatNetwork, node: FloatNode, parts: list[Part]
+    config: EngineConfig, network: FloatNetwork, node: FloatNode, parts: list[Part], fold: int
 ) -> Geometry:
     window = main_window(node.affine.terms)
     single = len(parts) == 1 and parts[0].repeats == 1
@@ -393,8 +411,8 @@ def _geometry(
         in_channels=sum(part.channels for part in parts),
         kernel=window.kernel,
         stride=window.stride,
-        padding=window.padding,
-        dilation=window.dilation,
+        padding=(window.padding[0], window.padding[1] // fold),
+        dilation=(window.dilation[0], window.dilation[1] // fold),
         parts=() if single else tuple(parts),
     )
     term = node.affine.terms[0]
