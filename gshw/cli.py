@@ -274,8 +274,9 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 
 def _compile(arguments: argparse.Namespace, console: Console) -> int:
     from pruning.networks.command import compile_command
+    from rtl_gen.emit import cached_top_verilog
 
-    return compile_command(arguments, console)
+    return 0 if compile_command(arguments, console, cached_top_verilog) else MISMATCH
 
 
 def _test(arguments: argparse.Namespace, console: Console) -> int:

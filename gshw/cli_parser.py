@@ -131,6 +131,12 @@ def build_parser() -> argparse.ArgumentParser:
     compile_.add_argument(
         "--weights", type=Path, help="state dict (.pt or .safetensors), masked or not"
     )
+    compile_.add_argument(
+        "--sparsity", type=float, help="prune by magnitude first, in one shot and without training"
+    )
+    compile_.add_argument("--recipe", type=Path, help="TOML file: how to prune, in one shot")
+    compile_.add_argument("--rows", choices=("scatter", "consecutive"), help="of a bundle")
+    compile_.add_argument("--keep-dense", action="append", default=[], metavar="LAYER")
     compile_.add_argument("--input-shape", help="one sample, channels first: 3,32,32")
     compile_.add_argument("--calibration", type=Path, help=".npy of float samples, channels first")
     compile_.add_argument("--samples", type=_positive, default=1, help="in one run (1)")
@@ -144,6 +150,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     compile_.add_argument("-o", "--output", type=Path, required=True, help="compiled network")
     compile_.add_argument("--json", type=Path, help="report file")
+    compile_.add_argument(
+        "--plot", type=Path, help="time line and roofline of the nodes (.png, .svg or .pdf)"
+    )
+    compile_.add_argument(
+        "--run", metavar="SPEC", help="then run it, on random input, and compare every tensor"
+    )
 
     check = add("check", "does a mask match a config, and if not, where not")
     check.add_argument("mask", type=Path, metavar="MASK", help=".npy, bool, rows x columns")

@@ -74,6 +74,7 @@ class _Waiting:
     transfer: Transfer
     slot: _Slot | Resident
     after: int | None
+    owner: int
 
 
 def _slots(depth: int, n_slots: int, used_by: int | None) -> list[_Slot]:
@@ -167,6 +168,7 @@ class Lowering:
         self._chunks = self._record_chunks(slots.records)
         self._lengths: dict[tuple[int, int], int] = {}
         self._unstored: list[tuple[int, list[_Waiting]]] = []
+        self._number = 0 if before is None else before._number + 1
         if before is None:
             self.builder = ProgramBuilder()
             self._groups = WordRing(engine.group_buffer_depth)
@@ -217,7 +219,7 @@ class Lowering:
         self._place_weights(tile, weights)
         self._mix(weights, before._left())
         store = self.builder.last(Unit.STORE)
-        return self.builder.add(Opcode.SYNC, {}, (store,), 1), store
+        return self.builder.add(Opcode.SYNC, {}, (store,), 1, self._number), store
 
     def _record_chunks(self, depth: int) -> dict[int, tuple[int, int]]:
         """Range of records to load together, by the first record of every weight tile.
@@ -249,7 +251,7 @@ class Lowering:
             source = self._input[index % len(self._input)]
             result = self._output[index % len(self._output)]
             loads = [
-                _Waiting(transfer, source, source.used_by)
+                _Waiting(transfer, source, source.used_by, self._number)
                 for transfer in self._transfers.loads(tile, source.base)
             ]
             for run in self.plan.tile_runs:
@@ -268,7 +270,7 @@ class Lowering:
                 (
                     number - 1,
                     [
-                        _Waiting(transfer, result, result.filled_by)
+                        _Waiting(transfer, result, result.filled_by, self._number)
                         for transfer in self._transfers.stores(tile, result.base)
                     ],
                 )
@@ -281,7 +283,9 @@ class Lowering:
         for _, is_store, waiting in sorted(places, key=lambda place: place[:2]):
             transfer = waiting.transfer
             after = () if waiting.after is None else (waiting.after,)
-            step = self.builder.add(transfer.opcode, transfer.values, after, transfer.n_cycles)
+            step = self.builder.add(
+                transfer.opcode, transfer.values, after, transfer.n_cycles, waiting.owner
+            )
             if is_store:
                 waiting.slot.used_by = step
             else:
@@ -332,7 +336,8 @@ class Lowering:
                 "target": piece.word,
             }
             n_cycles = -(-n_bytes // self.config.bus.data_bytes) + LATENCY_CYCLES
-            loads.append(_Waiting(Transfer(opcode, values, n_cycles), resident, piece.after))
+            transfer = Transfer(opcode, values, n_cycles)
+            loads.append(_Waiting(transfer, resident, piece.after, self._number))
         return resident
 
     # --- compute -----------------------------------------------------------------------------
@@ -372,7 +377,8 @@ class Lowering:
         waits = [source.filled_by, groups.filled_by, result.used_by]
         waits += [records.filled_by] if records is not None else []
         after = [step for step in waits if step is not None]
-        step = self.builder.add(Opcode.RUN, values, after, self._length(tile, command.n_positions))
+        n_cycles = self._length(tile, command.n_positions)
+        step = self.builder.add(Opcode.RUN, values, after, n_cycles, self._number)
         source.used_by = groups.used_by = result.filled_by = step
         if records is not None:
             records.used_by = step

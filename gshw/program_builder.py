@@ -25,12 +25,15 @@ class Step:
         Steps of neighbouring units that must have finished.
     n_cycles
         Estimated length.
+    owner
+        Which layer of the program it is for.
     """
 
     opcode: Opcode
     values: Mapping[str, int]
     after: tuple[int, ...]
     n_cycles: int
+    owner: int = 0
 
 
 class ProgramBuilder:
@@ -40,10 +43,15 @@ class ProgramBuilder:
         self.steps: list[Step] = []
 
     def add(
-        self, opcode: Opcode, values: Mapping[str, int], after: Iterable[int], n_cycles: int
+        self,
+        opcode: Opcode,
+        values: Mapping[str, int],
+        after: Iterable[int],
+        n_cycles: int,
+        owner: int = 0,
     ) -> int:
         """Append a step and return its number; ``after`` holds numbers of earlier steps."""
-        self.steps.append(Step(opcode, values, tuple(after), n_cycles))
+        self.steps.append(Step(opcode, values, tuple(after), n_cycles, owner))
         return len(self.steps) - 1
 
     def last(self, unit: Unit) -> int:

@@ -308,7 +308,7 @@ def _table(config: Config, instructions: Sequence[Instruction], lengths: Sequenc
     return table
 
 
-def _beats(config: Config, instruction: Instruction) -> int:
+def beats(config: Config, instruction: Instruction) -> int:
     """Beats of a load or store on the bus."""
     n_bytes = config.bus.data_bytes
     lanes, times = np.array([instruction["address"] % n_bytes]), np.array([1])
@@ -332,10 +332,10 @@ def _tiles(
     ends = [*runs[:-1], len(instructions) - 1]
     tiles, first = [], 0
     for last in ends:
-        beats = {Unit.LOAD: own_beats * (last + 1 - first), Unit.STORE: 0}
+        found = {Unit.LOAD: own_beats * (last + 1 - first), Unit.STORE: 0}
         for instruction in instructions[first : last + 1]:
             if "memory_stride_0" in instruction.values:
-                beats[instruction.unit] += _beats(config, instruction)
+                found[instruction.unit] += beats(config, instruction)
         here = slice(first, last + 1)
         tiles.append(
             Tile(
@@ -345,8 +345,8 @@ def _tiles(
                 end=int(times[here, 1].max()),
                 issue=sum(command.issued for command in commands[here]),
                 drain=sum(command.drains for command in commands[here]),
-                read=beats[Unit.LOAD] * interval,
-                write=beats[Unit.STORE] * interval,
+                read=found[Unit.LOAD] * interval,
+                write=found[Unit.STORE] * interval,
             )
         )
         first = last + 1

@@ -30,15 +30,22 @@ def groups_of_order(
 
 
 def choose_row_order(
-    config: EngineConfig, geometry: Geometry, kept: NDArray[np.bool_]
+    config: EngineConfig,
+    geometry: Geometry,
+    kept: NDArray[np.bool_],
+    own: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
-    """Of consecutive rows and rows by falling count the order of fewer groups.
+    """The order of fewest groups: the mask's own, consecutive rows, or rows by falling count.
 
     Parameters
     ----------
     kept
         Shape (n_rows, n_columns).
+    own
+        That the mask was made for, if any; it wins a tie.
     """
     bank_counts = geometry.to_blocks(config, kept).any(axis=3).sum(axis=1)
-    orders = (consecutive_rows(len(kept)), scatter_rows(bank_counts.sum(axis=1)))
+    orders = [consecutive_rows(len(kept)), scatter_rows(bank_counts.sum(axis=1))]
+    if own is not None:
+        orders.insert(0, own)
     return min(orders, key=lambda order: groups_of_order(config, bank_counts, order))

@@ -18,7 +18,7 @@ from matplotlib import pyplot as plt
 _DPI = 150
 
 
-def _save(figure, path: Path) -> None:
+def save_figure(figure, path: Path) -> None:
     """Write the whole picture or none."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
     os.close(handle)
@@ -66,7 +66,7 @@ def plot_mask(path: Path, config: EngineConfig, name: str, projection: Projectio
     right.barh(np.arange(config.lanes), counts, color=colours(np.arange(config.lanes)))
     right.set(title="first bundle", xlabel="blocks kept", ylabel="bank")
     right.set_ylim(config.lanes - 0.5, -0.5)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_cycles(
@@ -83,7 +83,7 @@ def plot_cycles(
     axis.set_xticks(np.arange(len(layers)), [f"layer {name}" for name in layers])
     axis.set(ylabel="cycles (hardware counter)", title="cycles per layer, same engine")
     axis.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_accuracy(
@@ -108,7 +108,7 @@ def plot_accuracy(
         title="digits: accuracy over speed",
     )
     axis.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_pruning(path: Path, layers: Sequence[PrunedLayer], title: str) -> None:
@@ -142,4 +142,4 @@ def plot_pruning(path: Path, layers: Sequence[PrunedLayer], title: str) -> None:
     cycles.set(ylabel="cycles (law)")
     cycles.set_xticks(places, names, rotation=90 if len(layers) > 8 else 0)
     cycles.legend()
-    _save(figure, path)
+    save_figure(figure, path)

@@ -96,7 +96,7 @@ def load_network(path: Path | str, config: Config) -> CompiledNetwork:
             layouts={name: _layout(layout) for name, layout in program["layouts"].items()},
             base_address=program["base_address"],
             n_bytes=program["n_bytes"],
-            nodes=tuple(NodeProgram(**node) for node in program["nodes"]),
+            nodes=tuple(_program(node) for node in program["nodes"]),
         )
     except GshwError as error:
         raise GshwError(f"{path}: {error}") from None
@@ -107,6 +107,11 @@ def load_network(path: Path | str, config: Config) -> CompiledNetwork:
 def _node(entry: dict) -> MatrixNode:
     sources = tuple(Source(**s | {"step": tuple(s["step"])}) for s in entry["sources"])
     return MatrixNode(**entry | {"sources": sources})
+
+
+def _program(entry: dict) -> NodeProgram:
+    ranges = tuple((first, stop) for first, stop in entry["instructions"])
+    return NodeProgram(**entry | {"instructions": ranges})
 
 
 def _layout(entry: dict) -> TensorLayout:

@@ -5,6 +5,8 @@ import io
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,7 @@ from rich.table import Table
 
 from gshw.config import Config
 from gshw.drivers.open import open_accelerator
+from gshw.drivers.simulated import MemoryModel, SimulatedAccelerator
 from gshw.errors import GshwError
 from gshw.files import check_output_file, write_atomically
 from gshw.network.artefact import load_network
@@ -24,7 +27,7 @@ from gshw.top import Top
 
 
 def _input(
-    arguments: argparse.Namespace, compiled: CompiledNetwork, given: NDArray | None
+    seed: int, compiled: CompiledNetwork, given: NDArray | None
 ) -> dict[str, NDArray[np.int64]]:
     network, engine = compiled.network, compiled.config.engine
     (name,) = network.inputs
@@ -32,8 +35,84 @@ def _input(
     if given is None:
         low, high = engine.activation_range(tensor.signed)
         shape = (compiled.n_samples, *tensor.size, tensor.channels)
-        given = np.random.default_rng(arguments.seed).integers(low, high + 1, shape)
+        given = np.random.default_rng(seed).integers(low, high + 1, shape)
     return checked_inputs(compiled, {name: given})
+
+
+def run_and_compare(
+    console: Console,
+    device: str,
+    compiled: CompiledNetwork,
+    seed: int,
+    top_verilog: Callable[[Config, Top], str],
+    *,
+    given: NDArray | None = None,
+    check: bool = True,
+    output: Path | None = None,
+    model: MemoryModel | None = None,
+) -> dict[str, Any]:
+    """Run a network as one program and print what came of it.
+
+    Parameters
+    ----------
+    device, top_verilog
+        See :func:`gshw.drivers.open.open_accelerator`.
+    seed
+        Of random input codes, where ``given`` is None.
+    check
+        Compare every tensor with the golden executor's.
+    output
+        ``.npy`` for the codes of the first output.
+    model
+        Timing of the memory, where it is simulated.
+
+    Returns
+    -------
+    dict
+        For reports. ``differs`` names the tensors that are not the executor's, in order.
+
+    Raises
+    ------
+    GshwError
+        For bad input, and a device that fails.
+    """
+    config = compiled.config
+    inputs = _input(seed, compiled, given)
+    status = console.status("running") if console.is_terminal else nullcontext()
+    needed = compiled.base_address + compiled.n_bytes
+    opened = open_accelerator(device, config, top_verilog, n_bytes=needed)
+    with status, opened as accelerator:
+        if model is not None and isinstance(accelerator, SimulatedAccelerator):
+            accelerator.set_model(model)
+        begin = time.monotonic()
+        run = run_network(accelerator, compiled, inputs)
+        seconds = time.monotonic() - begin
+        note = accelerator.note
+    differs: list[str] = []
+    if check:
+        wanted = execute(config.engine, compiled.network, inputs)
+        differs = [name for name in wanted if not np.array_equal(wanted[name], run.codes[name])]
+    table = Table(title=f"on {device}")
+    for name in ("nodes", "cycles", "groups", "seconds", "golden executor"):
+        table.add_column(name, justify="right")
+    told = f"DIFFERS from {differs[0]!r} on" if differs else f"all {len(run.codes)} tensors same"
+    counters = [f"{run.counters[key]:,}" if run.counters else "" for key in ("cycles", "groups")]
+    table.add_row(str(len(compiled.nodes)), *counters, f"{seconds:.3f}", told if check else "")
+    print_wide(console, table)
+    if note:
+        console.print(note, highlight=False)
+    if output is not None:
+        text = io.BytesIO()
+        np.save(text, run.codes[compiled.network.outputs[0]])
+        write_atomically(output, text.getvalue())
+    return {
+        "device": device,
+        "seconds": seconds,
+        "counters": run.counters,
+        "match": not differs if check else None,
+        "differs": differs,
+        "note": note,
+    }
 
 
 def run_network_command(
@@ -43,7 +122,7 @@ def run_network_command(
     given: NDArray | None,
     top_verilog: Callable[[Config, Top], str],
 ) -> bool:
-    """Run a compiled network as one program; with ``--check`` compare every tensor.
+    """Run a compiled network; with ``--check`` compare every tensor.
 
     Parameters
     ----------
@@ -67,41 +146,15 @@ def run_network_command(
     if arguments.layer is not None:
         raise GshwError(f"{arguments.model}: a compiled network runs as a whole, without --layer")
     compiled = load_network(arguments.model, config)
-    inputs = _input(arguments, compiled, given)
-    status = console.status("running") if console.is_terminal else nullcontext()
-    needed = compiled.base_address + compiled.n_bytes
-    device = open_accelerator(arguments.device, config, top_verilog, n_bytes=needed)
-    with status, device as accelerator:
-        begin = time.monotonic()
-        run = run_network(accelerator, compiled, inputs)
-        seconds = time.monotonic() - begin
-        note = accelerator.note
-    differs: list[str] = []
-    if arguments.check:
-        wanted = execute(config.engine, compiled.network, inputs)
-        differs = [name for name in wanted if not np.array_equal(wanted[name], run.codes[name])]
-    table = Table(title=f"{arguments.model} on {arguments.device}")
-    for name in ("nodes", "cycles", "groups", "seconds", "golden executor"):
-        table.add_column(name, justify="right")
-    told = f"DIFFERS from {differs[0]!r} on" if differs else f"all {len(run.codes)} tensors same"
-    counters = [f"{run.counters[key]:,}" if run.counters else "" for key in ("cycles", "groups")]
-    table.add_row(
-        str(len(compiled.nodes)), *counters, f"{seconds:.3f}", told if arguments.check else ""
+    data = run_and_compare(
+        console,
+        arguments.device,
+        compiled,
+        arguments.seed,
+        top_verilog,
+        given=given,
+        check=arguments.check,
+        output=arguments.output,
     )
-    print_wide(console, table)
-    if note:
-        console.print(note, highlight=False)
-    if arguments.output is not None:
-        text = io.BytesIO()
-        np.save(text, run.codes[compiled.network.outputs[0]])
-        write_atomically(arguments.output, text.getvalue())
-    data = {
-        "device": arguments.device,
-        "seconds": seconds,
-        "counters": run.counters,
-        "match": None if not arguments.check else not differs,
-        "differs": differs,
-        "note": note,
-    }
     write_record(arguments.json, config, arguments.raw, arguments.seed, data)
-    return not differs
+    return not data["differs"]

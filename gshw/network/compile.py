@@ -40,13 +40,16 @@ class NodeProgram:
 
     Parameters
     ----------
-    first, stop
-        Range of instructions, the header being 0; the last one is the node's last command.
+    instructions
+        Ranges (first, stop) of its instructions, the header being 0. Stores lie among those of
+        the next node.
+    last_command
+        Its last instruction of compute.
     """
 
     name: str
-    first: int
-    stop: int
+    instructions: tuple[tuple[int, int], ...]
+    last_command: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,13 +213,22 @@ def _schedule(
     Weights of the next node are loaded while the last results of the one before are stored; its
     inputs wait for them.
     """
-    nodes: list[NodeProgram] = []
+    commands = []
     lowering: Lowering | None = None
     for item, memory in zip(planned, memories, strict=True):
         lowering = Lowering(config, item.plan, item.slots, memory, before=lowering)
-        first = nodes[-1].stop if nodes else 1
-        stop = lowering.builder.last(Unit.COMPUTE) + 2
-        nodes.append(NodeProgram(name=item.node.name, first=first, stop=stop))
+        commands.append(lowering.builder.last(Unit.COMPUTE) + 1)
     assert lowering is not None, "a network has nodes"
     lowering.finish()
+    owners = np.array([step.owner for step in lowering.builder.steps])
+    nodes = [
+        NodeProgram(name=item.node.name, instructions=_ranges(owners == number), last_command=last)
+        for number, (item, last) in enumerate(zip(planned, commands, strict=True))
+    ]
     return lowering.builder, tuple(nodes)
+
+
+def _ranges(own: NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:
+    """Ranges of instructions of the steps that are marked; the header comes before them."""
+    edges = np.flatnonzero(np.diff(own.astype(np.int8), prepend=0, append=0)) + 1
+    return tuple((int(a), int(b)) for a, b in edges.reshape(-1, 2))

@@ -1,12 +1,14 @@
 """Where a network's cycles go: one line per node, and the whole."""
 
+import math
 from dataclasses import asdict, dataclass
 
 from rich.markup import escape
 from rich.table import Table
 
-from gshw.network.compile import CompiledNetwork
-from gshw.program_cycles import ProgramCycles
+from gshw.network.compile import CompiledNetwork, NodeProgram
+from gshw.program import Instruction, Opcode, Unit, disassemble
+from gshw.program_cycles import Bound, ProgramCycles, Tile, beats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,10 @@ class NodeReport:
         is the program's.
     needed
         Cycles that an engine without any loss needs for the weights.
+    needs
+        Cycles for which it needs each resource: no node is shorter than the longest.
+    bytes_read, bytes_written
+        Of its loads and stores.
     """
 
     name: str
@@ -35,20 +41,30 @@ class NodeReport:
     positions: int
     cycles: int
     needed: float
+    needs: dict[Bound, int]
+    bytes_read: int
+    bytes_written: int
 
     @property
     def utilisation(self) -> float:
         return self.needed / self.cycles
 
+    @property
+    def bound(self) -> Bound:
+        """The resource that it needs for longest."""
+        return max(self.needs, key=lambda kind: self.needs[kind])
+
 
 def node_reports(compiled: CompiledNetwork, cycles: ProgramCycles) -> list[NodeReport]:
     """Cycles and work of every node, in order; the last one's end is the program's."""
+    instructions = disassemble(compiled.program)
+    tiles = _command_tiles(instructions, cycles)
     reports, begin = [], 0
     for node, share in zip(compiled.network.nodes, compiled.nodes, strict=True):
         layer = compiled.network.layers[node.layer]
         size = compiled.network.tensors[node.output].size
         # The header of the program has no times.
-        end = int(cycles.times[share.stop - 2, 1])
+        end = int(cycles.times[share.last_command - 1, 1])
         if share is compiled.nodes[-1]:
             end = cycles.cycles
         positions = compiled.n_samples * size[0] * size[1]
@@ -62,17 +78,51 @@ def node_reports(compiled: CompiledNetwork, cycles: ProgramCycles) -> list[NodeR
                 positions=positions,
                 cycles=end - begin,
                 needed=weights * positions / compiled.config.engine.macs_per_cycle,
+                **_work(compiled, share, instructions, tiles),
             )
         )
         begin = end
     return reports
 
 
+def _command_tiles(instructions: list[Instruction], cycles: ProgramCycles) -> dict[int, Tile]:
+    """Of every command, by its number; the last tile has the stores behind its command too."""
+    commands = [n for n, i in enumerate(instructions, 1) if i.opcode is Opcode.RUN]
+    return dict(zip(commands, cycles.tiles, strict=True))
+
+
+def _work(
+    compiled: CompiledNetwork,
+    share: NodeProgram,
+    instructions: list[Instruction],
+    tiles: dict[int, Tile],
+) -> dict:
+    """What a node's instructions need, and what they move."""
+    needs = dict.fromkeys(Bound, 0)
+    moved = {Unit.LOAD: 0, Unit.STORE: 0}
+    channels = {Unit.LOAD: Bound.READ, Unit.STORE: Bound.WRITE}
+    for number in (n for first, stop in share.instructions for n in range(first, stop)):
+        instruction = instructions[number - 1]
+        if instruction.opcode is Opcode.RUN:
+            needs[Bound.ISSUE] += tiles[number].issue
+            needs[Bound.DRAIN] += tiles[number].drain
+        elif "memory_stride_0" in instruction.values:
+            unit = instruction.unit
+            needs[channels[unit]] += beats(compiled.config, instruction)
+            moved[unit] += instruction["run_bytes"] * math.prod(instruction.loop("count"))
+    return {
+        "needs": needs,
+        "bytes_read": moved[Unit.LOAD],
+        "bytes_written": moved[Unit.STORE],
+    }
+
+
 def node_table(reports: list[NodeReport], title: str) -> Table:
     """One row per node."""
     table = Table(title=title)
-    for name in ("node", "rows", "columns", "weights", "positions", "cycles", "MAC utilisation"):
-        table.add_column(name, justify="left" if name == "node" else "right")
+    names = ("node", "rows", "columns", "weights", "positions", "cycles", "kB read", "kB written")
+    for name in (*names, "bound", "MAC utilisation"):
+        table.add_column(name, justify="left" if name in ("node", "bound") else "right")
     for report in reports:
         table.add_row(
             escape(report.name),
@@ -81,18 +131,44 @@ def node_table(reports: list[NodeReport], title: str) -> Table:
             f"{report.weights:,}",
             f"{report.positions:,}",
             f"{report.cycles:,}",
+            f"{report.bytes_read / 1e3:,.0f}",
+            f"{report.bytes_written / 1e3:,.0f}",
+            report.bound.value,
             f"{report.utilisation:.2f}",
         )
-    total, needed = sum(r.cycles for r in reports), sum(r.needed for r in reports)
-    weights = sum(r.weights for r in reports)
     table.add_section()
-    table.add_row("whole", "", "", f"{weights:,}", "", f"{total:,}", f"{needed / total:.2f}")
+    table.add_row(
+        "whole",
+        "",
+        "",
+        f"{sum(r.weights for r in reports):,}",
+        "",
+        f"{sum(r.cycles for r in reports):,}",
+        f"{sum(r.bytes_read for r in reports) / 1e3:,.0f}",
+        f"{sum(r.bytes_written for r in reports) / 1e3:,.0f}",
+        "",
+        f"{utilisation(reports):.2f}",
+    )
     return table
+
+
+def utilisation(reports: list[NodeReport]) -> float:
+    """Of all multipliers over the whole network, loads and stores included."""
+    return sum(r.needed for r in reports) / sum(r.cycles for r in reports)
 
 
 def network_json(reports: list[NodeReport], cycles: ProgramCycles) -> dict:
     """The same as plain values, with every counter."""
     return {
         "counters": cycles.counters,
-        "nodes": [asdict(r) | {"utilisation": r.utilisation} for r in reports],
+        "utilisation": utilisation(reports),
+        "nodes": [
+            asdict(r)
+            | {
+                "needs": {kind.value: n for kind, n in r.needs.items()},
+                "utilisation": r.utilisation,
+                "bound": r.bound.value,
+            }
+            for r in reports
+        ],
     }

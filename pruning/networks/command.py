@@ -2,46 +2,133 @@
 
 import argparse
 import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
+import torch
 from rich.console import Console
+from torch import Tensor, nn
 
-from gshw.config import load_config
+from gshw.config import Config, load_config
 from gshw.drivers.simulated import MemoryModel
+from gshw.errors import GshwError
 from gshw.files import check_output_file
 from gshw.network.artefact import save_network
+from gshw.network.commands import run_and_compare
 from gshw.network.compile import compile_network
 from gshw.network.report import network_json, node_reports, node_table
 from gshw.network.run import network_cycles
 from gshw.report import print_wide, progress_bar, write_record
+from gshw.top import Top
+from pruning.models.masking import squash_masks
+from pruning.models.weights import find_weights
 from pruning.networks.importer import import_model
 from pruning.networks.integers import quantise_network
-from pruning.runs.loading import load_factory, load_samples, load_weights
+from pruning.patterns.pattern import Projection
+from pruning.pruner import prune
+from pruning.recipe import Recipe
+from pruning.runs.loading import (
+    kept_masks,
+    load_factory,
+    load_samples,
+    load_weights,
+    pruned_masks,
+)
+from pruning.runs.options import check_plot, resolve_recipe
 
 
-def compile_command(arguments: argparse.Namespace, console: Console) -> int:
-    """Import, quantise, tile and schedule; print where the cycles go.
+def masks_of(
+    config: Config,
+    model: nn.Module,
+    samples: Tensor,
+    recipe: Recipe | None = None,
+    weights: Path | None = None,
+) -> Mapping[str, Projection]:
+    """Masks that a model has or is given, written into its weights.
+
+    Parameters
+    ----------
+    model
+        Changed in place: pruned where there is a recipe, and masks are gone.
+    recipe
+        How to prune in one shot what has no mask yet.
+    weights
+        The file that the model's masks came from.
 
     Raises
     ------
     GshwError
-        For a model, weights, samples or a config that cannot be used.
+        For masks on what cannot be pruned, and as :func:`pruning.pruner.prune`.
+    """
+    kept: dict[str, Projection] = {}
+    if weights is not None:
+        found, skipped = find_weights(config.engine, model, samples)
+        pattern = None if recipe is None else recipe.pattern
+        kept = kept_masks(weights, model, pattern, found, skipped)
+        if recipe is None:
+            kept = pruned_masks(weights, found) | kept
+    if recipe is not None:
+        pruner = prune(model, recipe, calibration=[samples], example=samples, keep=kept)
+        kept = pruner.projections
+    squash_masks(model)
+    return kept
+
+
+def _recipe(arguments: argparse.Namespace) -> Recipe | None:
+    if arguments.recipe is None and arguments.sparsity is None:
+        for key in ("rows", "keep_dense"):
+            if getattr(arguments, key):
+                name = key.replace("_", "-")
+                raise GshwError(f"--{name} is about pruning: needs --sparsity or --recipe")
+        return None
+    return resolve_recipe(arguments)
+
+
+def compile_command(
+    arguments: argparse.Namespace, console: Console, top_verilog: Callable[[Config, Top], str]
+) -> bool:
+    """Import, quantise, tile and schedule; print where the cycles go; run it if that is asked for.
+
+    Parameters
+    ----------
+    top_verilog
+        See :func:`gshw.drivers.open.open_accelerator`.
+
+    Returns
+    -------
+    bool
+        Whether all tensors of the run equal the golden executor's; True without a run.
+
+    Raises
+    ------
+    GshwError
+        For a model, weights, samples, a recipe or a config that cannot be used.
     """
     check_output_file(arguments.output)
     check_output_file(arguments.json)
+    check_plot(arguments.plot)
     config = load_config(arguments.config)
+    recipe = _recipe(arguments)
+    if arguments.calibration is None and arguments.input_shape is None:
+        raise GshwError("needs --calibration FILE, or --input-shape C,H,W for random samples")
+    torch.manual_seed(arguments.seed)
     model = load_factory(arguments.factory).eval()
     if arguments.weights is not None:
         load_weights(model, arguments.weights)
     samples = load_samples(arguments.calibration, arguments.input_shape, arguments.seed)
     with progress_bar(Console(stderr=True)) as progress:
-        task = progress.add_task("import", total=None)
+        task = progress.add_task("prune" if recipe else "import", total=None)
 
         def tell(what: str) -> None:
             progress.update(task, description=what)
 
+        masks = masks_of(config, model, samples, recipe, arguments.weights)
+        tell("import")
         network = quantise_network(
             config.engine,
             import_model(model, samples),
+            masks,
             provenance={"command": shlex.join(["gshw", *arguments.raw])},
             on_node=lambda name: tell(f"encode {name}"),
         )
@@ -71,6 +158,16 @@ def compile_command(arguments: argparse.Namespace, console: Console) -> int:
         highlight=False,
         soft_wrap=True,
     )
-    data = network_json(reports, cycles) | {"n_bytes": compiled.n_bytes}
+    if arguments.plot is not None:
+        from pruning.networks.plots import plot_profile
+
+        plot_profile(arguments.plot, compiled, cycles, reports, title)
+    data: dict[str, Any] = network_json(reports, cycles) | {"n_bytes": compiled.n_bytes}
+    same = True
+    if arguments.run is not None:
+        data["run"] = run_and_compare(
+            console, arguments.run, compiled, arguments.seed, top_verilog, model=memory
+        )
+        same = not data["run"]["differs"]
     write_record(arguments.json, config, arguments.raw, arguments.seed, data)
-    return 0
+    return same

@@ -378,11 +378,10 @@ def _row_order(
     geometry: Geometry,
     mask: NDArray[np.bool_],
 ) -> NDArray[np.int64]:
-    """The mask's own order, or the better of the usual two."""
-    for term in node.affine.terms:
-        if term.key is not None and term.key in projections:
-            return projections[term.key].row_order
-    return choose_row_order(config, geometry, mask)
+    """The best there is; that of the first mask is among them."""
+    own = [projections[t.key].row_order for t in node.affine.terms if t.key in projections]
+    fits = [order for order in own if len(order) == len(mask)]
+    return choose_row_order(config, geometry, mask, fits[0] if fits else None)
 
 
 def _fold(network: FloatNetwork, node: FloatNode) -> int:

@@ -30,6 +30,7 @@ from pruning.recipe import Recipe
 from pruning.recovery.compensation import LayerErrors, compensate_model
 from pruning.runs.checkpoint import Checkpoint
 from pruning.runs.execution import Run, prepare_run
+from pruning.runs.loading import ROW_ORDERS, row_orders_text
 from pruning.runs.options import option
 from pruning.runs.report import output_errors, pruned_layers, pruning_table, totals
 from pruning.runs.training import moved, train
@@ -289,7 +290,8 @@ def _finish(run: Run, pruner: GSPruner, console: Console) -> None:
     )
     save_model(arguments.output, run.config.engine, encoded)
     if arguments.save_weights is not None:
-        write_atomically(arguments.save_weights, save(state_tensors(run.model)))
+        metadata = {ROW_ORDERS: row_orders_text(pruner.projections)}
+        write_atomically(arguments.save_weights, save(state_tensors(run.model), metadata))
     title = f"{arguments.factory} on {run.config.name}, cycles by the cycle law"
     print_wide(console, pruning_table(rows, title))
     notes = _validation(run) + run.notes

@@ -1,6 +1,7 @@
 """What the user of ``gshw prune`` names: models, datasets, weights, samples."""
 
 import importlib
+import json
 import pickle
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -105,10 +106,55 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise GshwError(f"{path}: does not fit the model: {told}") from None
 
 
+ROW_ORDERS = "gshw.row_orders"
+"""Metadata of a pruned state dict: rows of every pruned weight in bundle order, as JSON."""
+
+
+def row_orders_text(projections: Mapping[str, Projection]) -> str:
+    """What :data:`ROW_ORDERS` holds for these masks."""
+    return json.dumps({name: found.row_order.tolist() for name, found in projections.items()})
+
+
+def pruned_masks(path: Path, weights: Sequence[PrunableWeight]) -> dict[str, Projection]:
+    """Masks of a state dict that ``gshw prune --save-weights`` wrote: what is not zero.
+
+    Parameters
+    ----------
+    path
+        Of the file; one without :data:`ROW_ORDERS` has no masks.
+    weights
+        Of the model that it was loaded into.
+
+    Raises
+    ------
+    GshwError
+        Naming the file and the layer, for a row order of another model.
+    """
+    try:
+        with safe_open(str(path), "pt") as archive:
+            text = (archive.metadata() or {}).get(ROW_ORDERS, "{}")
+    except (SafetensorError, OSError):
+        return {}
+    orders = {name: np.array(order, dtype=np.int64) for name, order in json.loads(text).items()}
+    found = {}
+    for weight in weights:
+        if weight.name not in orders:
+            continue
+        order = orders[weight.name]
+        mask = weight.to_matrix(weight.dense.detach() != 0)
+        if not np.array_equal(np.sort(order), np.arange(len(mask))):
+            raise GshwError(
+                f"{path}: layer {weight.name!r}: row order must be a permutation of the "
+                f"{len(mask)} rows"
+            )
+        found[weight.name] = Projection(mask=mask, row_order=order, kept_score=0.0)
+    return found
+
+
 def kept_masks(
     path: Path,
     model: nn.Module,
-    pattern: Pattern,
+    pattern: Pattern | None,
     weights: Sequence[PrunableWeight],
     skipped: Mapping[str, str],
 ) -> dict[str, Projection]:
@@ -122,6 +168,8 @@ def kept_masks(
     ----------
     path
         Of the file, for errors.
+    pattern
+        That the masks must have; None: any.
     weights, skipped
         Of the model, see :func:`pruning.models.weights.find_weights`.
 
@@ -144,7 +192,8 @@ def kept_masks(
         del others[id(mask)]
         matrix = weight.to_matrix(mask.mask)
         order = None if mask.row_order is None else mask.row_order.numpy()
-        _require_pattern(f"{path}: layer {weight.name!r}", pattern, weight, matrix, order)
+        if pattern is not None:
+            _require_pattern(f"{path}: layer {weight.name!r}", pattern, weight, matrix, order)
         found[weight.name] = Projection(
             mask=matrix,
             row_order=np.arange(len(matrix)) if order is None else order,

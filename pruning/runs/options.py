@@ -133,10 +133,24 @@ def check_outputs(arguments: argparse.Namespace) -> None:
         if other != key:
             names = " and ".join(f"--{name.replace('_', '-')}" for name in (other, key))
             raise GshwError(f"{path}: is given for {names}; one would overwrite the other")
-    plot, checkpoint = arguments.plot, arguments.checkpoint
-    if plot is not None and importlib.util.find_spec("matplotlib") is None:
-        raise GshwError("--plot needs matplotlib: pip install 'gshw[prune]'")
-    if plot is not None and plot.suffix not in _PICTURES:
-        raise GshwError(f"{plot}: a picture must be {', '.join(_PICTURES[:-1])} or {_PICTURES[-1]}")
+    check_plot(arguments.plot)
+    checkpoint = arguments.checkpoint
     if checkpoint is not None and checkpoint.exists() and not arguments.resume:
         raise GshwError(f"{checkpoint}: is there already; go on with --resume, or remove it")
+
+
+def check_plot(plot: Path | None) -> None:
+    """Refuse what no picture can be written to.
+
+    Raises
+    ------
+    GshwError
+        Naming the file, or the package that is missing.
+    """
+    if plot is None:
+        return
+    check_output_file(plot)
+    if importlib.util.find_spec("matplotlib") is None:
+        raise GshwError("--plot needs matplotlib: pip install 'gshw[prune]'")
+    if plot.suffix not in _PICTURES:
+        raise GshwError(f"{plot}: a picture must be {', '.join(_PICTURES[:-1])} or {_PICTURES[-1]}")

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from torch import nn
 
+from gshw.artefact import load_model
 from gshw.config import load_config
+from gshw.encoding import decode_weights
 from gshw.network.artefact import load_network
 
 
@@ -79,6 +82,55 @@ def test_a_wrong_result_is_told(compiled, run, tmp_path):
     assert "DIFFERS from '4' on" in result.out
 
 
+def test_pruned_drawn_and_run_in_one_command(run, factory, tmp_path):
+    result = run(
+        "compile", f"{factory}:chain", "--config", "tiny", "--input-shape", "4,3,3",
+        "--sparsity", "0.5", "--keep-dense", "4", "-o", tmp_path / "net.safetensors",
+        "--plot", tmp_path / "net.png", "--run", "sim", "--json", tmp_path / "net.json",
+    )  # fmt: skip
+    assert (result.status, result.err) == (0, "")
+    assert "all 3 tensors same" in result.out
+    record = json.loads((tmp_path / "net.json").read_text())
+    assert record["run"]["counters"] == record["counters"]
+    weights = [node["weights"] for node in record["nodes"]]
+    assert weights[0] == 8 * 36 // 2 and weights[1] > 0.9 * 5 * 72
+    assert record["nodes"][1]["bytes_read"] > weights[1]
+    assert (tmp_path / "net.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_masks_of_a_pruned_file_are_kept(run, factory, tmp_path):
+    """With their row orders."""
+    weights = tmp_path / "weights.safetensors"
+    result = run(
+        "prune", f"{factory}:chain", "--config", "v16x4", "--sparsity", "0.5", "--keep-dense", "4",
+        "--input-shape", "4,3,3", "-o", tmp_path / "x.safetensors", "--save-weights", weights,
+    )  # fmt: skip
+    assert (result.status, result.err) == (0, "")
+    path = tmp_path / "net.safetensors"
+    result = run(
+        "compile", f"{factory}:chain", "--config", "v16x4", "--weights", weights,
+        "--input-shape", "4,3,3", "-o", path,
+    )  # fmt: skip
+    assert (result.status, result.err) == (0, "")
+    config = load_config("v16x4")
+    layers = load_network(path, config).network.layers
+    kept = load_model(tmp_path / "x.safetensors", config.engine).layers["0"]
+    assert np.array_equal(layers["0"].row, kept.row)
+    found, wanted = (decode_weights(config.engine, layer) != 0 for layer in (layers["0"], kept))
+    assert np.count_nonzero(found) == pytest.approx(np.count_nonzero(wanted), abs=3)
+
+
+def test_row_orders_of_another_model(factory, refused, tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    state = {name: t.numpy() for name, t in nn.Sequential(nn.Conv2d(4, 2, 1)).state_dict().items()}
+    save_file(state, weights, {"gshw.row_orders": json.dumps({"0": [0, 0]})})
+    text = refused(
+        "compile", f"{factory}:point", "--config", "tiny", "--weights", weights,
+        "--input-shape", "4,3,3", "-o", tmp_path / "x.safetensors",
+    )  # fmt: skip
+    assert text == f"{weights}: layer '0': row order must be a permutation of the 2 rows"
+
+
 # --- bad input -----------------------------------------------------------------------------------
 
 
@@ -89,6 +141,22 @@ def test_a_factory_of_what_is_not_supported(refused, factory, tmp_path):
     )
     assert re.match(r"operator \S+ in '1' is not supported; supported are adaptive_avg_", text)
     assert not out.exists()
+
+
+def test_options_of_pruning_without_it(refused, factory, tmp_path):
+    for option, value in (("--rows", "scatter"), ("--keep-dense", "4")):
+        text = refused(
+            "compile", f"{factory}:chain", "--config", "tiny", "--input-shape", "4,3,3",
+            option, value, "-o", tmp_path / "x.safetensors",
+        )  # fmt: skip
+        assert text == f"{option} is about pruning: needs --sparsity or --recipe"
+
+
+def test_no_calibration(refused, factory, tmp_path):
+    text = refused(
+        "compile", f"{factory}:chain", "--config", "tiny", "-o", tmp_path / "x.safetensors"
+    )
+    assert text == "needs --calibration FILE, or --input-shape C,H,W for random samples"
 
 
 def test_weights_that_are_not_finite(refused, factory, tmp_path):
