@@ -34,6 +34,7 @@ from pruning.patterns.pattern import Projection, ScoredMatrix
 from rtl_gen.emit import cached_core_verilog
 from rtl_gen.top import TOP_NAME
 from scripts import bench_compensation
+from scripts.bench_networks import bench_masks, bench_runs
 from scripts.bench_overlap import OverlapCase, measure_overlap, shortcomings
 from scripts.bench_pruning import (
     bench_kept,
@@ -419,6 +420,19 @@ def bench_least_squares(results: Results, devices: dict) -> None:
     results.data["compensation"] = bench_compensation.measure(Console())
 
 
+def _networks(name: str, measure) -> Callable[[Results, dict], None]:
+    """A part of :mod:`scripts.bench_networks`."""
+
+    def run(results: Results, devices: dict) -> None:
+        with progress_bar(Console(stderr=True)) as progress:
+            tables, rows, missed = measure(progress)
+        results.tables += tables
+        results.data[name] = rows
+        results.missed += missed
+
+    return run
+
+
 PARTS = {
     "exact": bench_exact,
     "utilisation": bench_utilisation,
@@ -433,6 +447,8 @@ PARTS = {
     "compensation": bench_least_squares,
     "tasks": _pruning("tasks", bench_tasks),
     "zeros": _pruning("zeros", bench_zeros),
+    "networks": _networks("networks", bench_runs),
+    "masks": _networks("masks", bench_masks),
 }
 
 

@@ -1,0 +1,255 @@
+"""Whole networks: cycles for every kind of mask, and complete runs in RTL against the executor."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import Progress
+from rich.table import Table
+from torch import nn
+
+from gshw.config import Config, load_config
+from gshw.drivers.simulated import MemoryModel, SimulatedAccelerator
+from gshw.network.compile import CompiledNetwork, compile_network
+from gshw.network.execute import execute
+from gshw.network.report import NodeReport, node_reports, utilisation
+from gshw.network.run import network_cycles, run_network
+from gshw.program_cycles import ProgramCycles
+from gshw.top import Top
+from gshw.verilate import build_library
+from pruning.networks.command import masks_of
+from pruning.networks.importer import import_model
+from pruning.networks.integers import quantise_network
+from pruning.recipe import Recipe
+from pruning.recovery.compensation import reestimate_batch_norm
+from pruning.zoo.jasper import jasper10x5
+from pruning.zoo.resnet import resnet50
+from rtl_gen.emit import cached_top_verilog
+
+MODEL = MemoryModel()
+SPARSITIES = (0.8, 0.9)
+GOAL_COMPILE_SECONDS = 120.0
+GOAL_SPEED_UP = {0.8: 3.8, 0.9: 6.5}
+"""Of ResNet-50 over the dense network, every layer but the first pruned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkCase:
+    """A network of the repository.
+
+    Parameters
+    ----------
+    build, shape
+        The model, and one sample for it.
+    dense_layers
+        That stay dense.
+    utilisation, seconds
+        Goals of the run in RTL at 90 %.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    dense_layers: tuple[str, ...]
+    utilisation: float
+    seconds: float
+
+
+CASES = (
+    NetworkCase(
+        name="ResNet-50",
+        build=resnet50,
+        shape=(3, 224, 224),
+        dense_layers=("conv1",),
+        utilisation=0.80,
+        seconds=60,
+    ),
+    NetworkCase(
+        name="Jasper 10x5",
+        build=jasper10x5,
+        shape=(64, 100),
+        dense_layers=("first.conv",),
+        utilisation=0.90,
+        seconds=180,
+    ),
+)
+CONFIG = "v16x4m"
+GS = "GS(16, 1)"
+MASKS: dict[str, dict[str, Any]] = {
+    GS: {"kind": "gs", "grouping": "consecutive"},
+    "GS(16, 1), any rows": {"kind": "gs", "grouping": "scatter"},
+    "unstructured": {"kind": "unstructured"},
+    "n of 20": {"kind": "n-of-m", "group_size": 20},
+    "bank-balanced": {"kind": "bank-balanced", "n_banks": 16},
+    "blocks 1 x 16": {"kind": "block", "height": 1, "width": 16},
+    "blocks 16 x 1": {"kind": "block", "height": 16, "width": 1},
+}
+"""Patterns of the masks, as recipes have them."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A network compiled, and what the law says of it."""
+
+    compiled: CompiledNetwork
+    cycles: ProgramCycles
+    reports: list[NodeReport]
+    seconds: float
+
+
+def _compiled(case: NetworkCase, config: Config, mask: str | None, sparsity: float) -> Measured:
+    """Weights as torch initialises them, batch norms re-estimated on noise after the pruning."""
+    torch.manual_seed(0)
+    model = case.build().eval()
+    samples = torch.randn(2, *case.shape)
+    recipe = None
+    if mask is not None:
+        document = {
+            "pattern": MASKS[mask],
+            "target": {"sparsity": sparsity},
+            "layer": [{"match": name, "skip": True} for name in case.dense_layers],
+        }
+        recipe = Recipe.from_dict(document, config)
+    masks = masks_of(config, model, samples, recipe)
+    if recipe is None:
+        reestimate_batch_norm(model, [samples])
+    begin = time.monotonic()
+    network = quantise_network(config.engine, import_model(model, samples), masks)
+    compiled = compile_network(config, network)
+    seconds = time.monotonic() - begin
+    cycles = network_cycles(compiled, MODEL)
+    return Measured(compiled, cycles, node_reports(compiled, cycles), seconds)
+
+
+def _dense_cycles(measured: Measured) -> float:
+    """What the dense network takes on this engine if every multiplier works in every cycle.
+
+    Of each node the weights that its model has: without the repeats of identities.
+    """
+    engine = measured.compiled.config.engine
+    network = measured.compiled.network
+    total = 0.0
+    for node, report in zip(network.nodes, measured.reports, strict=True):
+        geometry = network.layers[node.layer].geometry
+        if network.layers[node.layer].requantisation.maximum:
+            continue
+        n_columns = geometry.n_taps * geometry.in_channels
+        total += report.rows * n_columns * report.positions / engine.macs_per_cycle
+    return total
+
+
+def bench_masks(progress: Progress) -> tuple[list[Table], list[dict], list[str]]:
+    """Every network under every kind of mask, by the cycle law."""
+    config = load_config(CONFIG)
+    tables, rows, missed = [], [], []
+    for case in CASES:
+        task = progress.add_task(case.name, total=1 + len(MASKS) * len(SPARSITIES))
+        dense = _compiled(case, config, None, 0.0)
+        progress.advance(task)
+        table = Table(title=f"{case.name} on {CONFIG}, {config.bus.data_width}-bit memory")
+        names = ("mask", "sparsity", "weights", "cycles", "utilisation", "speed-up", "compile s")
+        for name in names:
+            table.add_column(name, justify="left" if name == "mask" else "right")
+        found = [("dense", 0.0, dense)]
+        for sparsity in SPARSITIES:
+            for mask in MASKS:
+                found.append((mask, sparsity, _compiled(case, config, mask, sparsity)))
+                progress.advance(task)
+        for mask, sparsity, measured in found:
+            speed_up = dense.cycles.cycles / measured.cycles.cycles
+            row = {
+                "network": case.name,
+                "mask": mask,
+                "sparsity": sparsity,
+                "weights": sum(report.weights for report in measured.reports),
+                "cycles": measured.cycles.cycles,
+                "utilisation": utilisation(measured.reports),
+                "speed_up": speed_up,
+                "compile_seconds": measured.seconds,
+            }
+            rows.append(row)
+            table.add_row(
+                mask,
+                f"{sparsity:.0%}",
+                f"{row['weights']:,}",
+                f"{row['cycles']:,}",
+                f"{row['utilisation']:.2f}",
+                f"{speed_up:.2f}",
+                f"{measured.seconds:.0f}",
+            )
+            if case is CASES[0] and mask == GS and speed_up < GOAL_SPEED_UP[sparsity]:
+                goal = GOAL_SPEED_UP[sparsity]
+                missed.append(
+                    f"{case.name}: speed-up at {sparsity:.0%} {speed_up:.2f}, goal {goal}"
+                )
+            if case is CASES[0] and measured.seconds > GOAL_COMPILE_SECONDS:
+                missed.append(f"{case.name}: compiled in {measured.seconds:.0f} s")
+        tables.append(table)
+    return tables, rows, missed
+
+
+def bench_runs(progress: Progress) -> tuple[list[Table], list[dict], list[str]]:
+    """Every network at 90 % on the verilated core: all tensors, all counters."""
+    config = load_config(CONFIG)
+    library = build_library(cached_top_verilog(config, Top.AXI), top=Top.AXI)
+    table = Table(title=f"complete runs in RTL, gshw_axi of {CONFIG}, one sample, 90 %")
+    names = ("network", "nodes", "cycles", "the law's", "utilisation", "tensors", "s", "cycles/s")
+    for name in names:
+        table.add_column(name, justify="left" if name == "network" else "right")
+    rows, missed = [], []
+    for case in CASES:
+        task = progress.add_task(f"{case.name} in RTL", total=None)
+        measured = _compiled(case, config, GS, 0.9)
+        compiled = measured.compiled
+        tensor = compiled.network.tensors["input"]
+        low, high = config.engine.activation_range(tensor.signed)
+        shape = (1, *tensor.size, tensor.channels)
+        codes = np.random.default_rng(0).integers(low, high + 1, shape)
+        with SimulatedAccelerator(
+            config, library, n_bytes=compiled.n_bytes, model=MODEL
+        ) as accelerator:
+            begin = time.monotonic()
+            run = run_network(accelerator, compiled, {"input": codes})
+            seconds = time.monotonic() - begin
+        wanted = execute(config.engine, compiled.network, {"input": codes})
+        same = sum(np.array_equal(wanted[name], run.codes[name]) for name in wanted)
+        row = {
+            "network": case.name,
+            "cycles": run.counters["cycles"],
+            "law": measured.cycles.cycles,
+            "counters_equal": run.counters == measured.cycles.counters,
+            "utilisation": utilisation(measured.reports),
+            "dense_without_loss": _dense_cycles(measured),
+            "tensors": len(wanted),
+            "same": same,
+            "seconds": seconds,
+            "nodes": [
+                dataclasses.asdict(r) | {"needs": {k.value: n for k, n in r.needs.items()}}
+                for r in measured.reports
+            ],
+        }
+        rows.append(row)
+        table.add_row(
+            case.name,
+            f"{len(measured.reports)}",
+            f"{row['cycles']:,}",
+            f"{row['law']:,}",
+            f"{row['utilisation']:.2f}",
+            f"{same} of {len(wanted)} same",
+            f"{seconds:.1f}",
+            f"{row['cycles'] / seconds:,.0f}",
+        )
+        for wrong, text in (
+            (same < len(wanted), "tensors differ from the executor's"),
+            (not row["counters_equal"], "counters differ from the law"),
+            (row["utilisation"] < case.utilisation, f"utilisation below {case.utilisation}"),
+            (seconds > case.seconds, f"more than {case.seconds} s in RTL"),
+        ):
+            if wrong:
+                missed.append(f"{case.name}: {text}")
+        progress.update(task, total=1, completed=1)
+    return [table], rows, missed
