@@ -84,7 +84,7 @@ MASKS: dict[str, dict[str, Any]] = {
     "GS(16, 1), any rows": {"kind": "gs", "grouping": "scatter"},
     "unstructured": {"kind": "unstructured"},
     "n of 20": {"kind": "n-of-m", "group_size": 20},
-    "bank-balanced": {"kind": "bank-balanced", "n_banks": 16},
+    "bank-balanced, 4 banks": {"kind": "bank-balanced", "n_banks": 4},
     "blocks 1 x 16": {"kind": "block", "height": 1, "width": 16},
     "blocks 16 x 1": {"kind": "block", "height": 16, "width": 1},
 }
