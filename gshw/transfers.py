@@ -65,6 +65,13 @@ class TensorLayout:
         """Bytes from the tensor's start to a pixel."""
         return sample * self.strides[0] + y * self.strides[1] + x * self.strides[2]
 
+    def window(self, start: tuple[int, int], size: tuple[int, int] | None) -> "TensorLayout":
+        """A rectangle of its pixels; no size: all from the start on."""
+        if size is None:
+            size = self.shape[1] - start[0], self.shape[2] - start[1]
+        shape = (self.shape[0], *size, self.shape[3])
+        return replace(self, address=self.address + self.offset(0, *start), shape=shape)
+
     def every(self, step: tuple[int, int]) -> "TensorLayout":
         """Every ``step``-th line and pixel, from the first on."""
         samples, height, width, channels = self.shape

@@ -17,8 +17,7 @@ from gshw.drivers.simulated import MemoryModel, SimulatedAccelerator
 from gshw.network.compile import CompiledNetwork, compile_network
 from gshw.network.execute import execute
 from gshw.network.report import NodeReport, node_reports, utilisation
-from gshw.network.run import network_cycles, run_network
-from gshw.program_cycles import ProgramCycles
+from gshw.network.run import NetworkCycles, network_cycles, run_network
 from gshw.top import Top
 from gshw.verilate import build_library
 from pruning.networks.command import masks_of
@@ -96,7 +95,7 @@ class Measured:
     """A network compiled, and what the law says of it."""
 
     compiled: CompiledNetwork
-    cycles: ProgramCycles
+    cycles: NetworkCycles
     reports: list[NodeReport]
     seconds: float
 
@@ -133,7 +132,7 @@ def _dense_cycles(measured: Measured) -> float:
     engine = measured.compiled.config.engine
     network = measured.compiled.network
     total = 0.0
-    for node, report in zip(network.nodes, measured.reports, strict=True):
+    for node, report in zip(network.matrices, measured.reports, strict=True):
         geometry = network.layers[node.layer].geometry
         if network.layers[node.layer].requantisation.maximum:
             continue

@@ -61,7 +61,7 @@ def compare(engine: EngineConfig, network: Network, name: str, x: np.ndarray) ->
     for address, data in pieces:
         start = address - compiled.base_address
         memory[start : start + len(data)] = np.frombuffer(data, np.uint8)
-    ProgramModel(engine, memory, base_address=0x1000).run_at(compiled.program_address)
+    ProgramModel(engine, memory, base_address=0x1000).run_at(compiled.programs[0].address)
     for node in network.nodes:
         layout = compiled.layouts[node.output]
         start = layout.address - compiled.base_address

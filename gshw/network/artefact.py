@@ -12,12 +12,13 @@ from gshw.errors import GshwError
 from gshw.files import write_atomically
 from gshw.lower import Segment, check_addressable
 from gshw.network.compile import CompiledNetwork, NodeProgram
-from gshw.network.graph import MatrixNode, Network, Source, Tensor
+from gshw.network.graph import HostNode, MatrixNode, Network, Source, Tensor
 from gshw.transfers import TensorLayout
 
 FORMAT = "gshw-compiled-network"
 FORMAT_VERSION = 1
 _SEGMENT = "segment."
+_TABLE = "table."
 
 
 def save_network(path: Path | str, compiled: CompiledNetwork) -> None:
@@ -32,11 +33,17 @@ def save_network(path: Path | str, compiled: CompiledNetwork) -> None:
     tensors = {}
     for name, layer in network.layers.items():
         tensors |= layer_tensors(name, layer)
+    for name, table in network.tables.items():
+        tensors[f"{_TABLE}{name}"] = table
     for segment in compiled.segments:
         tensors[f"{_SEGMENT}{segment.name}"] = np.frombuffer(segment.data, np.uint8)
     network_data = {
         "tensors": [dataclasses.asdict(tensor) for tensor in network.tensors.values()],
-        "nodes": [dataclasses.asdict(node) for node in network.nodes],
+        "nodes": [
+            dataclasses.asdict(node) | {"on": "engine" if isinstance(node, MatrixNode) else "host"}
+            for node in network.nodes
+        ],
+        "tables": list(network.tables),
         "inputs": network.inputs,
         "outputs": network.outputs,
     }
@@ -84,6 +91,7 @@ def load_network(path: Path | str, config: Config) -> CompiledNetwork:
             inputs=tuple(data["inputs"]),
             outputs=tuple(data["outputs"]),
             provenance=json.loads(metadata["provenance"]),
+            tables={name: tensors[f"{_TABLE}{name}"] for name in data["tables"]},
         )
         return CompiledNetwork(
             config=config,
@@ -104,9 +112,21 @@ def load_network(path: Path | str, config: Config) -> CompiledNetwork:
         raise GshwError(f"{path}: metadata is incomplete: {error}") from None
 
 
-def _node(entry: dict) -> MatrixNode:
-    sources = tuple(Source(**s | {"step": tuple(s["step"])}) for s in entry["sources"])
-    return MatrixNode(**entry | {"sources": sources})
+def _node(entry: dict) -> MatrixNode | HostNode:
+    entry = dict(entry)
+    kind = MatrixNode if entry.pop("on") == "engine" else HostNode
+    for key in ("sources", "targets"):
+        if key in entry:
+            entry[key] = tuple(_source(source) for source in entry[key])
+    if "tables" in entry:
+        entry["tables"] = tuple(entry["tables"])
+    return kind(**entry)
+
+
+def _source(entry: dict) -> Source:
+    pairs = {key: tuple(entry[key]) for key in ("step", "start")}
+    size = None if entry["size"] is None else tuple(entry["size"])
+    return Source(**entry | pairs | {"size": size})
 
 
 def _program(entry: dict) -> NodeProgram:

@@ -1,7 +1,7 @@
 """From an integer network to one program and its memory."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +26,7 @@ from gshw.lowering import (
     group_bytes,
     record_bytes,
 )
-from gshw.network.graph import MatrixNode, Network
+from gshw.network.graph import HostNode, MatrixNode, Network
 from gshw.plan import Plan
 from gshw.program import INSTRUCTION_BYTES, Unit, assemble
 from gshw.program_builder import ProgramBuilder
@@ -36,10 +36,12 @@ from gshw.transfers import TensorLayout, tensor_layout
 
 @dataclass(frozen=True, kw_only=True)
 class NodeProgram:
-    """A node's share of the program.
+    """A matrix node's share of its program.
 
     Parameters
     ----------
+    program
+        Which one.
     instructions
         Ranges (first, stop) of its instructions, the header being 0. Stores lie among those of
         the next node.
@@ -48,24 +50,25 @@ class NodeProgram:
     """
 
     name: str
+    program: int
     instructions: tuple[tuple[int, int], ...]
     last_command: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompiledNetwork:
-    """A network ready to run: one program, its memory, and where every tensor lies.
+    """A network ready to run: its programs, their memory, and where every tensor lies.
 
     Parameters
     ----------
     segments
-        What must be in memory beforehand; the program is first.
+        What must be in memory beforehand; the programs come first.
     layouts
-        Of every tensor; of an input that is unfolded, its windows.
+        Of every tensor that the core knows; of an input that is unfolded, its windows.
     n_bytes
         All of the memory, from ``base_address`` on.
     nodes
-        In order.
+        Of the network's matrices, in order. Those between two host nodes are one program.
     """
 
     config: Config
@@ -78,17 +81,25 @@ class CompiledNetwork:
     nodes: tuple[NodeProgram, ...]
 
     @property
-    def program(self) -> bytes:
-        """The binary program."""
-        return self.segments[0].data
+    def programs(self) -> tuple[Segment, ...]:
+        """The binary programs, in order."""
+        return self.segments[: self.nodes[-1].program + 1]
 
     @property
-    def program_address(self) -> int:
-        return self.segments[0].address
+    def steps(self) -> Iterator[Segment | HostNode]:
+        """What the host has to do: programs to start, and nodes of its own."""
+        programs = {node.name: node.program for node in self.nodes}
+        started = -1
+        for node in self.network.nodes:
+            if isinstance(node, HostNode):
+                yield node
+            elif programs[node.name] > started:
+                started = programs[node.name]
+                yield self.segments[started]
 
     def input_bytes(self, name: str, codes: NDArray[np.int64]) -> bytes:
-        """What must lie at an input's address; ``codes`` as for the executor."""
-        for node in self.network.nodes:
+        """What must lie at a tensor's address; ``codes`` as for the executor."""
+        for node in self.network.matrices:
             geometry = self.network.layers[node.layer].geometry
             if geometry.unfold and node.sources[0].tensor == name:
                 codes = unfold_windows(geometry, codes)
@@ -102,12 +113,38 @@ class CompiledNetwork:
 
 @dataclass(frozen=True)
 class _Planned:
-    """A node with its tiling, before it has addresses."""
+    """A layer with its tiling for one input size, before it has addresses.
 
-    node: MatrixNode
+    ``name`` is the layer's; of further sizes it says which.
+    """
+
+    name: str
     image: LayerImage
     slots: Slots
     plan: Plan
+
+
+class _Planner:
+    """Plans every layer once for every input size."""
+
+    def __init__(self, config: Config, network: Network, n_samples: int) -> None:
+        self._config, self._network, self._n_samples = config, network, n_samples
+        self._images: dict[str, LayerImage] = {}
+        self._found: dict[tuple[str, tuple[int, int]], _Planned] = {}
+
+    def plan(self, node: MatrixNode) -> _Planned:
+        size = self._network.input_size(node)
+        if node.layer not in self._images:
+            layer = self._network.layers[node.layer]
+            self._images[node.layer] = LayerImage(self._config.engine, layer)
+        if (node.layer, size) not in self._found:
+            image = self._images[node.layer]
+            slots, lowering = choose_plan(self._config, image, self._n_samples, *size)
+            name = node.layer
+            if any(layer == name for layer, _ in self._found):
+                name = f"{name}@{size[0]}x{size[1]}"
+            self._found[node.layer, size] = _Planned(name, image, slots, lowering.plan)
+        return self._found[node.layer, size]
 
 
 def compile_network(
@@ -125,7 +162,7 @@ def compile_network(
     Parameters
     ----------
     on_node
-        Called with the name of every node before it is planned.
+        Called with the name of every matrix before it is planned.
 
     Raises
     ------
@@ -135,38 +172,33 @@ def compile_network(
     engine = config.engine
     network.check_config(engine)
     check_base_address(base_address)
-    planned = []
-    for node in network.nodes:
+    planner, planned = _Planner(config, network, n_samples), []
+    for node in network.matrices:
         on_node(node.name)
-        image = LayerImage(engine, network.layers[node.layer])
-        slots, lowering = choose_plan(config, image, n_samples, *network.input_size(node))
-        planned.append(_Planned(node, image, slots, lowering.plan))
+        planned.append(planner.plan(node))
     layouts, end = _place_tensors(config, network, n_samples)
-    memories = []
-    for item in planned:
-        groups = end
-        records = groups + aligned(item.image.n_groups * group_bytes(config))
-        end = records + aligned(item.image.n_records * record_bytes(config))
-        channels = item.image.layer.geometry.stored_part_channels
-        sources = tuple(
-            layouts[s.tensor].every(s.step).part(config, s.first, n).folded(item.node.fold)
-            for s, n in zip(item.node.sources, channels, strict=True)
-        )
-        output = layouts[item.node.output].part(config, item.node.first, item.image.layer.n_rows)
-        result = output.folded(item.node.fold)
-        memories.append(LayerMemory(groups=groups, records=records, sources=sources, result=result))
-    builder, nodes = _schedule(config, planned, memories)
-    data = base_address + aligned((len(builder.steps) + 1) * INSTRUCTION_BYTES)
+    weights, end = _place_weights(config, planned, end)
+    memories = [
+        _node_memory(config, node, item.image, layouts, weights[item.name])
+        for node, item in zip(network.matrices, planned, strict=True)
+    ]
+    builders, nodes = _schedule(config, network, planned, memories)
+    data = base_address
+    addresses = []
+    for builder in builders:
+        addresses.append(data)
+        data += aligned((len(builder.steps) + 1) * INSTRUCTION_BYTES)
     check_addressable(config, data + end, "the network")
     segments = [
-        Segment("program", base_address, assemble(engine.hash32, builder.instructions(data)))
+        Segment(f"program.{n}", address, assemble(engine.hash32, builder.instructions(data)))
+        for n, (address, builder) in enumerate(zip(addresses, builders, strict=True))
     ]
-    for item, memory in zip(planned, memories, strict=True):
-        name = item.node.name
+    for name, item in {item.name: item for item in planned}.items():
+        place = weights[name]
         groups = item.image.pack_groups(item.plan.pitch).tobytes()
-        segments.append(Segment(f"{name}.groups", data + memory.groups, groups))
+        segments.append(Segment(f"{name}.groups", data + place[0], groups))
         records = item.image.pack_records().tobytes()
-        segments.append(Segment(f"{name}.records", data + memory.records, records))
+        segments.append(Segment(f"{name}.records", data + place[1], records))
     return CompiledNetwork(
         config=config,
         network=network,
@@ -186,8 +218,12 @@ def _place_tensors(
     config: Config, network: Network, n_samples: int
 ) -> tuple[dict[str, TensorLayout], int]:
     """Layout of every tensor, from address 0 on, and the end of the last."""
-    shapes = {name: (*tensor.size, tensor.channels) for name, tensor in network.tensors.items()}
-    for node in network.nodes:
+    shapes = {
+        name: (*tensor.size, tensor.channels)
+        for name, tensor in network.tensors.items()
+        if not tensor.host
+    }
+    for node in network.matrices:
         geometry = network.layers[node.layer].geometry
         if not geometry.unfold:
             continue
@@ -205,27 +241,85 @@ def _place_tensors(
     return layouts, address
 
 
+def _place_weights(
+    config: Config, planned: Sequence[_Planned], end: int
+) -> tuple[dict[str, tuple[int, int]], int]:
+    """Addresses of groups and records by the plan's name, and the end of the last."""
+    found: dict[str, tuple[int, int]] = {}
+    for item in planned:
+        if item.name in found:
+            continue
+        records = end + aligned(item.image.n_groups * group_bytes(config))
+        found[item.name] = end, records
+        end = records + aligned(item.image.n_records * record_bytes(config))
+    return found, end
+
+
+def _node_memory(
+    config: Config,
+    node: MatrixNode,
+    image: LayerImage,
+    layouts: Mapping[str, TensorLayout],
+    weights: tuple[int, int],
+) -> LayerMemory:
+    sources = []
+    for source, n in zip(node.sources, image.layer.geometry.stored_part_channels, strict=True):
+        layout = layouts[source.tensor].window(source.start, source.size)
+        sources.append(layout.every(source.step).part(config, source.first, n).folded(node.fold))
+    output = layouts[node.output].part(config, node.first, image.layer.n_rows)
+    return LayerMemory(
+        groups=weights[0],
+        records=weights[1],
+        sources=tuple(sources),
+        result=output.folded(node.fold),
+    )
+
+
 def _schedule(
-    config: Config, planned: list[_Planned], memories: list[LayerMemory]
-) -> tuple[ProgramBuilder, tuple[NodeProgram, ...]]:
-    """The steps of all nodes, one after the other.
+    config: Config,
+    network: Network,
+    planned: Sequence[_Planned],
+    memories: Sequence[LayerMemory],
+) -> tuple[list[ProgramBuilder], tuple[NodeProgram, ...]]:
+    """Programs of all matrices, one for those that no host node comes between.
 
     Weights of the next node are loaded while the last results of the one before are stored; its
     inputs wait for them.
     """
-    commands = []
+    builders: list[ProgramBuilder] = []
+    nodes: list[NodeProgram] = []
     lowering: Lowering | None = None
-    for item, memory in zip(planned, memories, strict=True):
+    commands: list[tuple[str, int]] = []
+    work = iter(zip(planned, memories, strict=True))
+
+    def finish() -> None:
+        nonlocal lowering
+        if lowering is None:
+            return
+        lowering.finish()
+        owners = np.array([step.owner for step in lowering.builder.steps])
+        for owner, (name, last) in enumerate(commands):
+            nodes.append(
+                NodeProgram(
+                    name=name,
+                    program=len(builders),
+                    instructions=_ranges(owners == owner),
+                    last_command=last,
+                )
+            )
+        builders.append(lowering.builder)
+        lowering = None
+        commands.clear()
+
+    for node in network.nodes:
+        if isinstance(node, HostNode):
+            finish()
+            continue
+        item, memory = next(work)
         lowering = Lowering(config, item.plan, item.slots, memory, before=lowering)
-        commands.append(lowering.builder.last(Unit.COMPUTE) + 1)
-    assert lowering is not None, "a network has nodes"
-    lowering.finish()
-    owners = np.array([step.owner for step in lowering.builder.steps])
-    nodes = [
-        NodeProgram(name=item.node.name, instructions=_ranges(owners == number), last_command=last)
-        for number, (item, last) in enumerate(zip(planned, commands, strict=True))
-    ]
-    return lowering.builder, tuple(nodes)
+        commands.append((node.name, lowering.builder.last(Unit.COMPUTE) + 1))
+    finish()
+    return builders, tuple(nodes)
 
 
 def _ranges(own: NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:

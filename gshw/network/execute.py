@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from gshw.config import EngineConfig
 from gshw.errors import GshwError
 from gshw.golden import run_layer
-from gshw.network.graph import MatrixNode, Network, Tensor
+from gshw.network.graph import HostNode, MatrixNode, Network, Tensor
+from gshw.network.host import FUNCTIONS
 
 
 def check_codes(config: EngineConfig, tensor: Tensor, codes: NDArray) -> NDArray[np.int64]:
@@ -28,6 +29,8 @@ def check_codes(config: EngineConfig, tensor: Tensor, codes: NDArray) -> NDArray
             f"tensor {tensor.name!r} must have shape (samples, {shape[0]}, {shape[1]}, "
             f"{shape[2]}), not {x.shape}"
         )
+    if tensor.host:
+        return x.astype(np.int64)
     low, high = config.activation_range(tensor.signed)
     if x.min() < low or x.max() > high:
         raise GshwError(
@@ -53,13 +56,11 @@ def check_inputs(
     return {name: check_codes(config, tensors[name], inputs[name]) for name in network.inputs}
 
 
-def node_input(node: MatrixNode, codes: Mapping[str, NDArray[np.int64]]) -> NDArray[np.int64]:
+def node_input(
+    network: Network, node: MatrixNode, codes: Mapping[str, NDArray[np.int64]]
+) -> NDArray[np.int64]:
     """The parts of a node's input side by side, shape (n_samples, height, width, channels)."""
-    pieces = []
-    for source in node.sources:
-        stop = None if source.channels is None else source.first + source.channels
-        tensor = codes[source.tensor]
-        pieces.append(tensor[:, :: source.step[0], :: source.step[1], source.first : stop])
+    pieces = [codes[s.tensor][s.index(network.tensors[s.tensor])] for s in node.sources]
     return folded(np.concatenate(pieces, axis=3), node.fold)
 
 
@@ -102,12 +103,51 @@ def execute(
     """
     network.check_config(config)
     codes = check_inputs(config, network, inputs)
+    n_samples = len(next(iter(codes.values())))
+    codes |= {
+        name: np.zeros((n_samples, *tensor.size, tensor.channels), dtype=np.int64)
+        for name, tensor in network.tensors.items()
+        if name not in codes
+    }
     for node in network.nodes:
         on_node(node.name)
+        if isinstance(node, HostNode):
+            run_host_node(config, network, node, codes)
+            continue
         layer = network.layers[node.layer]
-        found = unfolded(run_layer(config, layer, node_input(node, codes)), node.fold)
-        tensor = network.tensors[node.output]
-        if node.output not in codes:
-            codes[node.output] = np.zeros((*found.shape[:3], tensor.channels), dtype=np.int64)
+        found = unfolded(run_layer(config, layer, node_input(network, node, codes)), node.fold)
         codes[node.output][..., node.first : node.first + layer.n_rows] = found
     return codes
+
+
+def run_host_node(
+    config: EngineConfig,
+    network: Network,
+    node: HostNode,
+    codes: Mapping[str, NDArray[np.int64]],
+) -> None:
+    """Compute a host node's targets in place.
+
+    Raises
+    ------
+    GshwError
+        Naming the node, for results that its targets cannot hold.
+    """
+    sources = [codes[s.tensor][s.index(network.tensors[s.tensor])] for s in node.sources]
+    tables = [network.tables[name] for name in node.tables]
+    found = FUNCTIONS[node.function](sources, tables, node.numbers)
+    for target, values in zip(node.targets, found, strict=True):
+        tensor = network.tensors[target.tensor]
+        place = codes[target.tensor][target.index(tensor)]
+        if values.shape != place.shape:
+            raise GshwError(
+                f"node {node.name!r}: {target.tensor!r} must be of shape {place.shape}, "
+                f"not {values.shape}"
+            )
+        low, high = config.activation_range(tensor.signed)
+        if not tensor.host and (values.min() < low or values.max() > high):
+            raise GshwError(
+                f"node {node.name!r}: codes must be within {low}..{high}, not "
+                f"{values.min()}..{values.max()}"
+            )
+        place[...] = values

@@ -6,9 +6,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gshw.config import EngineConfig
 from gshw.encoding import EncodedLayer
 from gshw.errors import GshwError
+from gshw.network.host import FUNCTIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +29,8 @@ class Tensor:
         Float value of one code.
     signed
         Whether codes may be negative.
+    host
+        Whether only the host has it: its codes may then be any integers.
     """
 
     name: str
@@ -32,6 +38,7 @@ class Tensor:
     channels: int
     scale: float
     signed: bool
+    host: bool = False
 
     def __post_init__(self) -> None:
         if min(*self.size, self.channels) < 1:
@@ -45,7 +52,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Source:
-    """A tensor as a node reads it.
+    """A tensor as a node reads it, or as a host node writes it.
 
     Parameters
     ----------
@@ -53,12 +60,16 @@ class Source:
         Every so many lines and pixels.
     first, channels
         Range of channels; None: all from the first on.
+    start, size
+        Rectangle of pixels, before the steps; no size: all from the start on.
     """
 
     tensor: str
     step: tuple[int, int] = (1, 1)
     first: int = 0
     channels: int | None = None
+    start: tuple[int, int] = (0, 0)
+    size: tuple[int, int] | None = None
 
     def channels_of(self, tensor: Tensor) -> range:
         """Channels that are read."""
@@ -67,7 +78,25 @@ class Source:
 
     def size_of(self, tensor: Tensor) -> tuple[int, int]:
         """Lines and pixels that are read."""
-        return -(-tensor.size[0] // self.step[0]), -(-tensor.size[1] // self.step[1])
+        rows, columns = self.pixels_of(tensor)
+        return len(range(tensor.size[0])[rows]), len(range(tensor.size[1])[columns])
+
+    def pixels_of(self, tensor: Tensor) -> tuple[slice, slice]:
+        """Slices of lines and pixels that are read."""
+        stop = tensor.size if self.size is None else tuple(map(sum, zip(self.start, self.size)))
+        rows, columns = map(slice, self.start, stop, self.step)
+        return rows, columns
+
+    def index(self, tensor: Tensor) -> tuple[slice, slice, slice, slice]:
+        """Of what is read in the tensor's codes."""
+        channels = self.channels_of(tensor)
+        return (slice(None), *self.pixels_of(tensor), slice(channels.start, channels.stop))
+
+    def fits(self, tensor: Tensor) -> bool:
+        """Whether all of it is in the tensor."""
+        size = self.size or (1, 1)
+        inside = all(a + b <= c for a, b, c in zip(self.start, size, tensor.size, strict=True))
+        return inside and self.channels_of(tensor).stop <= tensor.channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +106,7 @@ class MatrixNode:
     Parameters
     ----------
     layer
-        Name of the encoded layer, and of the node.
+        Name of the encoded layer.
     sources
         One per part of the layer's geometry.
     output, first
@@ -92,10 +121,36 @@ class MatrixNode:
     output: str
     first: int = 0
     fold: int = 1
+    label: str = ""
 
     @property
     def name(self) -> str:
-        return self.layer
+        """The label, or the layer's name where that is enough."""
+        return self.label or self.layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostNode:
+    """What the host computes in integers; see :mod:`gshw.network.host`.
+
+    Parameters
+    ----------
+    function
+        Name in :data:`gshw.network.host.FUNCTIONS`.
+    sources, targets
+        What it reads and writes.
+    tables
+        Names of the network's tables.
+    numbers
+        Of the function.
+    """
+
+    name: str
+    function: str
+    sources: tuple[Source, ...]
+    targets: tuple[Source, ...]
+    tables: tuple[str, ...] = ()
+    numbers: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +165,8 @@ class Network:
         In an order of execution.
     layers
         Encoded layers by name.
+    tables
+        Integers that host nodes look up, by name.
     inputs, outputs
         Tensors that come from and go to the host.
     provenance
@@ -123,35 +180,70 @@ class Network:
     """
 
     tensors: Mapping[str, Tensor]
-    nodes: tuple[MatrixNode, ...]
+    nodes: tuple[MatrixNode | HostNode, ...]
     layers: Mapping[str, EncodedLayer]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     provenance: Mapping[str, str] = field(default_factory=dict)
+    tables: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in (*self.inputs, *self.outputs):
             self._tensor("the network", name)
-        written = {name: set(range(self.tensors[name].channels)) for name in self.inputs}
+        written = {
+            name: np.full((*tensor.size, tensor.channels), name in self.inputs)
+            for name, tensor in self.tensors.items()
+        }
         for node in self.nodes:
             for source in node.sources:
-                channels = source.channels_of(self._tensor(f"node {node.name!r}", source.tensor))
-                if not written.get(source.tensor, set()).issuperset(channels):
+                if not self._place(node.name, source, written).all():
                     raise GshwError(
                         f"node {node.name!r} reads {source.tensor!r} before it is written"
                     )
-            self._tensor(f"node {node.name!r}", node.output)
-            if node.layer not in self.layers:
-                raise GshwError(f"node {node.name!r}: no encoded layer of that name")
-            rows = range(node.first, node.first + self.layers[node.layer].n_rows)
-            before = written.setdefault(node.output, set())
-            if not before.isdisjoint(rows):
-                raise GshwError(f"node {node.name!r}: tensor {node.output!r} is written twice")
-            before.update(rows)
-            self._check_matrix(node)
+            if isinstance(node, MatrixNode):
+                if node.layer not in self.layers:
+                    raise GshwError(f"node {node.name!r}: no encoded layer of that name")
+                rows = self.layers[node.layer].n_rows
+                targets = (Source(node.output, first=node.first, channels=rows),)
+                self._tensor(f"node {node.name!r}", node.output)
+                self._check_matrix(node)
+            else:
+                self._check_host(node)
+                targets = node.targets
+            for target in targets:
+                before = self._place(node.name, target, written)
+                if before.any():
+                    raise GshwError(
+                        f"node {node.name!r}: tensor {target.tensor!r} is written twice"
+                    )
+                before[...] = True
         for name in self.outputs:
-            if len(written.get(name, ())) < self.tensors[name].channels:
+            if not written[name].all():
                 raise GshwError(f"output {name!r} is never written")
+
+    @property
+    def matrices(self) -> tuple[MatrixNode, ...]:
+        """Nodes on the engine, in order."""
+        return tuple(node for node in self.nodes if isinstance(node, MatrixNode))
+
+    def _place(
+        self, who: str, source: Source, written: Mapping[str, NDArray[np.bool_]]
+    ) -> NDArray[np.bool_]:
+        """What of a tensor is written, where the source lies: a view."""
+        tensor = self._tensor(f"node {who!r}", source.tensor)
+        if not source.fits(tensor):
+            raise GshwError(f"node {who!r}: tensor {tensor.name!r} has no such pixels or channels")
+        return written[tensor.name][source.index(tensor)[1:]]
+
+    def _check_host(self, node: HostNode) -> None:
+        if node.function not in FUNCTIONS:
+            raise GshwError(
+                f"node {node.name!r}: function must be one of {', '.join(FUNCTIONS)}, "
+                f"not {node.function!r}"
+            )
+        for name in node.tables:
+            if name not in self.tables:
+                raise GshwError(f"node {node.name!r} names the table {name!r}, which there is not")
 
     def _tensor(self, who: str, name: str) -> Tensor:
         if name not in self.tensors:
@@ -175,6 +267,8 @@ class Network:
                 )
         size = sources[0][0].size_of(sources[0][1])
         for source, tensor in sources:
+            if tensor.host:
+                raise GshwError(f"node {node.name!r}: tensor {tensor.name!r} is the host's alone")
             if source.size_of(tensor) != size:
                 raise GshwError(
                     f"node {node.name!r}: parts must be of one size, {size}, not "
@@ -195,7 +289,7 @@ class Network:
 
     def check_config(self, config: EngineConfig) -> None:
         """Refuse an engine that the layers were not encoded for, and codes beyond a tensor's."""
-        for node in self.nodes:
+        for node in self.matrices:
             layer = self.layers[node.layer]
             layer.check_config(config)
             low, high = config.activation_range(self.tensors[node.output].signed)

@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gshw.network.compile import CompiledNetwork, NodeProgram
+from gshw.network.run import NetworkCycles
 from gshw.program import Instruction, Opcode, Unit, disassemble
 from gshw.program_cycles import Bound, ProgramCycles, Tile, beats
 
@@ -55,18 +56,33 @@ class NodeReport:
         return max(self.needs, key=lambda kind: self.needs[kind])
 
 
-def node_reports(compiled: CompiledNetwork, cycles: ProgramCycles) -> list[NodeReport]:
-    """Cycles and work of every node, in order; the last one's end is the program's."""
-    instructions = disassemble(compiled.program)
-    tiles = _command_tiles(instructions, cycles)
+@dataclass(frozen=True)
+class _Program:
+    """One program's instructions, the tiles of its commands by their numbers, and its times."""
+
+    instructions: list[Instruction]
+    tiles: dict[int, Tile]
+    cycles: ProgramCycles
+
+
+def node_reports(compiled: CompiledNetwork, cycles: NetworkCycles) -> list[NodeReport]:
+    """Cycles and work of every matrix, in order; the last one of a program ends with it."""
+    programs = [
+        _Program(instructions, _command_tiles(instructions, found), found)
+        for segment, found in zip(compiled.programs, cycles.programs, strict=True)
+        for instructions in [disassemble(segment.data)]
+    ]
+    last_of = {share.program: share for share in compiled.nodes}
     reports, begin = [], 0
-    for node, share in zip(compiled.network.nodes, compiled.nodes, strict=True):
+    for node, share in zip(compiled.network.matrices, compiled.nodes, strict=True):
+        program = programs[share.program]
         layer = compiled.network.layers[node.layer]
         size = compiled.network.tensors[node.output].size
         # The header of the program has no times.
-        end = int(cycles.times[share.last_command - 1, 1])
-        if share is compiled.nodes[-1]:
-            end = cycles.cycles
+        end = int(program.cycles.times[share.last_command - 1, 1])
+        is_last = share is last_of[share.program]
+        if is_last:
+            end = program.cycles.cycles
         positions = compiled.n_samples * size[0] * size[1]
         weights = int((layer.value != 0).sum())
         reports.append(
@@ -78,10 +94,10 @@ def node_reports(compiled: CompiledNetwork, cycles: ProgramCycles) -> list[NodeR
                 positions=positions,
                 cycles=end - begin,
                 needed=weights * positions / compiled.config.engine.macs_per_cycle,
-                **_work(compiled, share, instructions, tiles),
+                **_work(compiled, share, program),
             )
         )
-        begin = end
+        begin = 0 if is_last else end
     return reports
 
 
@@ -91,21 +107,16 @@ def _command_tiles(instructions: list[Instruction], cycles: ProgramCycles) -> di
     return dict(zip(commands, cycles.tiles, strict=True))
 
 
-def _work(
-    compiled: CompiledNetwork,
-    share: NodeProgram,
-    instructions: list[Instruction],
-    tiles: dict[int, Tile],
-) -> dict:
+def _work(compiled: CompiledNetwork, share: NodeProgram, program: _Program) -> dict:
     """What a node's instructions need, and what they move."""
     needs = dict.fromkeys(Bound, 0)
     moved = {Unit.LOAD: 0, Unit.STORE: 0}
     channels = {Unit.LOAD: Bound.READ, Unit.STORE: Bound.WRITE}
     for number in (n for first, stop in share.instructions for n in range(first, stop)):
-        instruction = instructions[number - 1]
+        instruction = program.instructions[number - 1]
         if instruction.opcode is Opcode.RUN:
-            needs[Bound.ISSUE] += tiles[number].issue
-            needs[Bound.DRAIN] += tiles[number].drain
+            needs[Bound.ISSUE] += program.tiles[number].issue
+            needs[Bound.DRAIN] += program.tiles[number].drain
         elif "memory_stride_0" in instruction.values:
             unit = instruction.unit
             needs[channels[unit]] += beats(compiled.config, instruction)
@@ -157,7 +168,7 @@ def utilisation(reports: list[NodeReport]) -> float:
     return sum(r.needed for r in reports) / sum(r.cycles for r in reports)
 
 
-def network_json(reports: list[NodeReport], cycles: ProgramCycles) -> dict:
+def network_json(reports: list[NodeReport], cycles: NetworkCycles) -> dict:
     """The same as plain values, with every counter."""
     return {
         "counters": cycles.counters,

@@ -1,5 +1,6 @@
 """Runs compiled networks on accelerators, and predicts their cycles."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,7 +11,8 @@ from gshw.drivers.accelerator import Accelerator
 from gshw.drivers.simulated import MemoryModel
 from gshw.errors import GshwError
 from gshw.network.compile import CompiledNetwork
-from gshw.network.execute import check_inputs
+from gshw.network.execute import check_inputs, run_host_node
+from gshw.network.graph import HostNode
 from gshw.program_cycles import ProgramCycles, program_cycles
 
 CYCLE_LIMIT = 1 << 33
@@ -56,7 +58,9 @@ def checked_inputs(
 def run_network(
     accelerator: Accelerator, compiled: CompiledNetwork, inputs: Mapping[str, NDArray]
 ) -> NetworkRun:
-    """Place program, weights and inputs in memory, run, and read every tensor.
+    """Place programs, weights and inputs in memory, run them and the host nodes, read every tensor.
+
+    Counters are those of all programs together.
 
     Raises
     ------
@@ -69,29 +73,88 @@ def run_network(
     for segment in compiled.segments:
         accelerator.write_memory(segment.address, segment.data)
     for name in network.inputs:
-        address = compiled.layouts[name].address
-        accelerator.write_memory(address, compiled.input_bytes(name, codes[name]))
-    run = accelerator.run(compiled.program_address)
-    for name in dict.fromkeys(node.output for node in network.nodes):
-        layout = compiled.layouts[name]
-        data = accelerator.read_memory(layout.address, layout.n_bytes)
-        codes[name] = compiled.read_tensor(name, data)
-    return NetworkRun(codes=codes, counters=run.counters)
+        _write(accelerator, compiled, name, codes[name])
+    for name, tensor in network.tensors.items():
+        if tensor.host and name not in codes:
+            shape = (compiled.n_samples, *tensor.size, tensor.channels)
+            codes[name] = np.zeros(shape, dtype=np.int64)
+    counters: Counter[str] = Counter()
+    for step in compiled.steps:
+        if isinstance(step, HostNode):
+            _run_host_node(accelerator, compiled, step, codes)
+        else:
+            counters.update(accelerator.run(step.address).counters)
+    for name in compiled.layouts:
+        if name not in network.inputs:
+            codes[name] = _read(accelerator, compiled, name)
+    return NetworkRun(codes=codes, counters=dict(counters))
 
 
-def network_cycles(compiled: CompiledNetwork, model: MemoryModel | None = None) -> ProgramCycles:
-    """Cycles of the whole program, exactly; see :func:`gshw.program_cycles.program_cycles`."""
-    starts = [segment.address for segment in compiled.segments]
+def _write(
+    accelerator: Accelerator, compiled: CompiledNetwork, name: str, codes: NDArray[np.int64]
+) -> None:
+    if name in compiled.layouts:
+        accelerator.write_memory(compiled.layouts[name].address, compiled.input_bytes(name, codes))
+
+
+def _read(accelerator: Accelerator, compiled: CompiledNetwork, name: str) -> NDArray[np.int64]:
+    layout = compiled.layouts[name]
+    return compiled.read_tensor(name, accelerator.read_memory(layout.address, layout.n_bytes))
+
+
+def _run_host_node(
+    accelerator: Accelerator,
+    compiled: CompiledNetwork,
+    node: HostNode,
+    codes: dict[str, NDArray[np.int64]],
+) -> None:
+    """With what the core's memory holds; inputs and the host's own tensors are in ``codes``."""
+    network = compiled.network
+    for place in (*node.sources, *node.targets):
+        if place.tensor in compiled.layouts and place.tensor not in network.inputs:
+            codes[place.tensor] = _read(accelerator, compiled, place.tensor)
+    run_host_node(compiled.config.engine, network, node, codes)
+    for target in node.targets:
+        _write(accelerator, compiled, target.tensor, codes[target.tensor])
+
+
+@dataclass(frozen=True)
+class NetworkCycles:
+    """What the core counts in all programs of a network; see :class:`ProgramCycles`."""
+
+    programs: tuple[ProgramCycles, ...]
+
+    @property
+    def cycles(self) -> int:
+        return sum(program.cycles for program in self.programs)
+
+    @property
+    def counters(self) -> dict[str, int]:
+        total: Counter[str] = Counter()
+        for program in self.programs:
+            total.update(program.counters)
+        return dict(total)
+
+
+def network_cycles(compiled: CompiledNetwork, model: MemoryModel | None = None) -> NetworkCycles:
+    """Cycles of all programs, exactly; see :func:`gshw.program_cycles.program_cycles`."""
+    segments = sorted(compiled.segments, key=lambda segment: segment.address)
+    starts = [segment.address for segment in segments]
 
     def read(address: int, n_bytes: int) -> bytes:
-        segment = compiled.segments[np.searchsorted(starts, address, side="right") - 1]
+        segment = segments[np.searchsorted(starts, address, side="right") - 1]
         return segment.data[address - segment.address :][:n_bytes]
 
-    return program_cycles(
-        compiled.config,
-        compiled.program,
-        read,
-        MemoryModel() if model is None else model,
-        program_address=compiled.program_address,
-        cycle_limit=CYCLE_LIMIT,
+    return NetworkCycles(
+        tuple(
+            program_cycles(
+                compiled.config,
+                program.data,
+                read,
+                MemoryModel() if model is None else model,
+                program_address=program.address,
+                cycle_limit=CYCLE_LIMIT,
+            )
+            for program in compiled.programs
+        )
     )

@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from gshw.files import check_output_file
 from gshw.network.artefact import save_network
 from gshw.network.commands import run_and_compare
 from gshw.network.compile import compile_network
+from gshw.network.graph import HostNode, Network
 from gshw.network.report import network_json, node_reports, node_table
 from gshw.network.run import network_cycles
 from gshw.report import print_wide, progress_bar, write_record
@@ -83,6 +85,15 @@ def _recipe(arguments: argparse.Namespace) -> Recipe | None:
                 raise GshwError(f"--{name} is about pruning: needs --sparsity or --recipe")
         return None
     return resolve_recipe(arguments)
+
+
+def _on_host(network: Network) -> str:
+    """What of a network does not run on the engine."""
+    functions = Counter(node.function for node in network.nodes if isinstance(node, HostNode))
+    if not functions:
+        return ", all on the engine"
+    told = ", ".join(f"{n} {name}" for name, n in functions.items())
+    return f" on the engine, {functions.total()} on the host ({told})"
 
 
 def compile_command(
@@ -152,9 +163,10 @@ def compile_command(
         f"{config.bus.data_width}-bit memory, {latency} cycles latency"
     )
     print_wide(console, node_table(reports, title))
+    program_bytes = sum(len(program.data) for program in compiled.programs)
     console.print(
-        f"{len(reports)} nodes, all on the engine; {compiled.n_bytes:,} bytes of memory from "
-        f"{compiled.base_address:#x}, {len(compiled.program):,} of them the program",
+        f"{len(reports)} nodes{_on_host(network)}; {compiled.n_bytes:,} bytes of memory from "
+        f"{compiled.base_address:#x}, {program_bytes:,} of them the program",
         highlight=False,
         soft_wrap=True,
     )

@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from gshw.config import Config
 from gshw.network.compile import CompiledNetwork
 from gshw.network.report import NodeReport
+from gshw.network.run import NetworkCycles
 from gshw.program import Unit, disassemble
-from gshw.program_cycles import Bound, ProgramCycles
+from gshw.program_cycles import Bound
 from pruning.plots import save_figure
 
 _UNITS = (Unit.LOAD, Unit.COMPUTE, Unit.STORE)
@@ -26,7 +27,7 @@ _COLOURS = {
 def plot_profile(
     path: Path,
     compiled: CompiledNetwork,
-    cycles: ProgramCycles,
+    cycles: NetworkCycles,
     reports: Sequence[NodeReport],
     title: str,
 ) -> None:
@@ -40,14 +41,17 @@ def plot_profile(
     save_figure(figure, path)
 
 
-def _draw_time_line(axis: Axes, compiled: CompiledNetwork, cycles: ProgramCycles) -> None:
+def _draw_time_line(axis: Axes, compiled: CompiledNetwork, cycles: NetworkCycles) -> None:
     """Nodes in two colours in turn."""
-    units = [instruction.unit for instruction in disassemble(compiled.program)]
+    units = [[i.unit for i in disassemble(segment.data)] for segment in compiled.programs]
+    ends = np.cumsum([found.cycles for found in cycles.programs])
     shades = ("tab:blue", "tab:cyan")
     for number, share in enumerate(compiled.nodes):
         own = [n - 1 for first, stop in share.instructions for n in range(first, stop)]
         for row, unit in enumerate(_UNITS):
-            times = cycles.times[[n for n in own if units[n] is unit]]
+            program = cycles.programs[share.program]
+            times = program.times[[n for n in own if units[share.program][n] is unit]]
+            times = times + ends[share.program] - program.cycles
             bars = np.stack([times[:, 0], times[:, 1] - times[:, 0]], axis=1)
             axis.broken_barh(bars, (row - 0.4, 0.8), color=shades[number % 2])
     axis.set_yticks(range(len(_UNITS)), [unit.value for unit in _UNITS])
