@@ -77,7 +77,7 @@ def embedding(
     sources: Sequence[Codes], tables: Sequence[Codes], numbers: Mapping[str, int]
 ) -> list[Codes]:
     """Rows of a table by number; one source, of one channel."""
-    return [tables[0][sources[0][..., 0]]]
+    return [tables[0][sources[0][..., 0]].astype(np.int64)]
 
 
 def argmax(

@@ -53,6 +53,10 @@ class Term:
         On the pixels that are read.
     key
         Name of the weight in the model; None for what has none, such as a skip.
+    start, size
+        Rectangle of the tensor's pixels that it reads; no size: all.
+    columns
+        Where the weight is some input channels of a whole one: the first, and of how many.
     tap
         Of the window that the weight is for, where it is a point embedded in a larger window.
     """
@@ -66,6 +70,9 @@ class Term:
     key: str | None = None
     first: int = 0
     tap: int | None = None
+    start: Pair = (0, 0)
+    size: Pair | None = None
+    columns: tuple[int, int] | None = None
 
     @property
     def n_rows(self) -> int:
@@ -163,7 +170,7 @@ def embedded(term: Term, window: Window, size: Pair, sizes: Mapping[str, Pair]) 
 
 
 def _read_size(term: Term, sizes: Mapping[str, Pair]) -> Pair:
-    height, width = sizes[term.tensor]
+    height, width = term.size or sizes[term.tensor]
     return -(-height // term.step[0]), -(-width // term.step[1])
 
 

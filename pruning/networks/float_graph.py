@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gshw.network.graph import Source
 from pruning.networks.affine import Affine, Pair
 
 
@@ -25,6 +27,10 @@ class FloatTensor:
         That the highest code stands for.
     values
         What calibration saw, shape (n_samples, channels, height, width).
+    fraction
+        Codes are fractions of 1, of all their bits but the sign: whatever the magnitude.
+    host
+        Whether only the host has it.
     """
 
     name: str
@@ -33,6 +39,8 @@ class FloatTensor:
     nonnegative: bool
     magnitude: float
     values: Tensor
+    fraction: bool = False
+    host: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +60,34 @@ class FloatNode:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FloatHostNode:
+    """What the host computes; see :mod:`gshw.network.host`.
+
+    Parameters
+    ----------
+    sources, targets
+        What it reads and writes.
+    key
+        Name of its table in the model, if it has one.
+    table
+        Float values of the table.
+    factor
+        Of products of queries and keys.
+    value
+        That it fills with.
+    """
+
+    name: str
+    function: str
+    sources: tuple[Source, ...]
+    targets: tuple[Source, ...]
+    key: str | None = None
+    table: NDArray[np.float64] | None = None
+    factor: float = 1.0
+    value: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class FloatNetwork:
     """Nodes in order, tensors by name.
 
@@ -59,7 +95,12 @@ class FloatNetwork:
     """
 
     tensors: dict[str, FloatTensor]
-    nodes: tuple[FloatNode, ...]
+    nodes: tuple[FloatNode | FloatHostNode, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     magnitude_of: Callable[[NDArray], float]
+
+    @property
+    def matrices(self) -> tuple[FloatNode, ...]:
+        """Nodes of the engine."""
+        return tuple(node for node in self.nodes if isinstance(node, FloatNode))

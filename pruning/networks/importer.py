@@ -1,7 +1,7 @@
 """Any torch network as sums of matrix products, through torch.export."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,8 @@ from torch.export.graph_signature import InputKind
 from gshw.errors import GshwError
 from gshw.quantise import RangeMethod, activation_range
 from pruning.networks.affine import POINT, Affine, Pair, Term, Window, added, skip
-from pruning.networks.float_graph import FloatNetwork, FloatNode, FloatTensor
+from pruning.networks.float_graph import FloatHostNode, FloatNetwork, FloatNode, FloatTensor
+from pruning.networks.sequences import SequenceRules
 
 aten = torch.ops.aten
 _PASSING = (
@@ -42,7 +43,7 @@ _ORIGINAL = ".parametrizations.weight.original"
 
 
 @dataclass(frozen=True)
-class _Value:
+class Value:
     """What a place of the graph stands for.
 
     Parameters
@@ -55,12 +56,15 @@ class _Value:
         Of the channels in torch's shape; the pixels are the others but the first.
     flattened
         Channels and pixels (c, h, w) that torch has made one axis.
+    pieces
+        Tensors whose channels follow each other, where the affine only puts them side by side.
     """
 
     affine: Affine
     tensor: str | None
     axis: int
     flattened: tuple[int, int, int] | None = None
+    pieces: tuple[str, ...] = ()
 
 
 def _pair(value: Any, fill: int, *, flat: bool) -> Pair:
@@ -98,15 +102,17 @@ class Importer:
         percentile: float = 99.99,
     ) -> None:
         self._program = _exported(model, example)
-        self._example = example
-        self._range = lambda x: activation_range(x, method, percentile=percentile)
-        self._floats: dict[fx.Node, Any] = {}
-        self._values: dict[fx.Node, _Value] = {}
-        self._keys: dict[fx.Node, str] = {}
-        self._tensors: dict[str, FloatTensor] = {}
-        self._nodes: list[FloatNode] = []
+        self.example = example
+        self.magnitude = lambda x: activation_range(x, method, percentile=percentile)
+        self.floats: dict[fx.Node, Any] = {}
+        self.values: dict[fx.Node, Value] = {}
+        self.keys: dict[fx.Node, str] = {}
+        self.tensors: dict[str, FloatTensor] = {}
+        self.nodes: list[FloatNode | FloatHostNode] = []
         self._inputs: list[str] = []
-        self._rules: dict[Any, Callable[[fx.Node], _Value]] = self._make_rules()
+        self.first_input = "input"
+        self._sequences = SequenceRules(self, Value)
+        self._rules: dict[Any, Callable[[fx.Node], Value]] = self._make_rules()
 
     def run(self) -> FloatNetwork:
         """The float network."""
@@ -117,21 +123,22 @@ class Importer:
                 if node.op == "output":
                     results = node.args[0]
                     for result in results if isinstance(results, tuple | list) else [results]:
-                        outputs.append(self._materialised(result))
+                        outputs.append(self.materialised(result))
                 elif node.op == "call_function":
-                    self._floats[node] = self._evaluate(node)
-                    if any(n in self._values for n in node.all_input_nodes):
-                        self._values[node] = self._interpret(node)
+                    self.floats[node] = self._evaluate(node)
+                    computed = any(n in self.values for n in node.all_input_nodes)
+                    if computed or node.target is aten.embedding.default:
+                        self.values[node] = self._interpret(node)
                     else:
                         # A weight that is computed, as a masked one.
-                        found = [self._keys[n] for n in node.all_input_nodes if n in self._keys]
-                        self._keys[node] = found[0] if found else node.name
+                        found = [self.keys[n] for n in node.all_input_nodes if n in self._keys]
+                        self.keys[node] = found[0] if found else node.name
         return FloatNetwork(
-            tensors=self._tensors,
-            nodes=tuple(self._nodes),
+            tensors=self.tensors,
+            nodes=tuple(self.nodes),
             inputs=tuple(self._inputs),
             outputs=tuple(outputs),
-            magnitude_of=self._range,
+            magnitude_of=self.magnitude,
         )
 
     # --- graph ---------------------------------------------------------------------------------
@@ -142,125 +149,133 @@ class Importer:
         for spec in self._program.graph_signature.input_specs:
             node = nodes[spec.arg.name]
             if spec.kind is InputKind.USER_INPUT:
-                self._floats[node] = self._example
-                self._values[node] = self._input(node)
+                self.floats[node] = self.example
+                self.values[node] = self._input(node)
             else:
-                self._floats[node] = state[spec.target].detach()
-                self._keys[node] = str(spec.target)
+                self.floats[node] = state[spec.target].detach()
+                self.keys[node] = str(spec.target)
 
-    def _input(self, node: fx.Node) -> _Value:
+    def _input(self, node: fx.Node) -> Value:
         if self._inputs:
             raise GshwError("the model must have one input")
-        self._inputs.append("input")
-        nonnegative = bool(self._example.min() >= 0)
+        self._inputs.append(self.first_input)
+        if not self.example.is_floating_point():
+            return self._sequences.tokens(self.first_input, self.example)
+        nonnegative = bool(self.example.min() >= 0)
         last = any(user.target is aten.linear.default for user in node.users)
-        axis = self._example.ndim - 1 if last else 1
+        axis = self.example.ndim - 1 if last else 1
         return self._new_tensor(node, "input", axis, nonnegative=nonnegative)
 
     def _evaluate(self, node: fx.Node) -> Any:
         def of(argument: Any) -> Any:
-            return fx.node.map_arg(argument, lambda n: self._floats[n])
+            return fx.node.map_arg(argument, lambda n: self.floats[n])
 
         arguments, options = of(node.args), of(node.kwargs)
         if _is_in_place(node):
             arguments = (arguments[0].clone(), *arguments[1:])
         return node.target(*arguments, **options)
 
-    def _interpret(self, node: fx.Node) -> _Value:
+    def _interpret(self, node: fx.Node) -> Value:
         rule = self._rules.get(node.target)
         if rule is None:
-            raise self._unsupported(node)
+            raise self.unsupported(node)
         return rule(node)
 
-    def _unsupported(self, node: fx.Node, why: str = "") -> GshwError:
+    def unsupported(self, node: fx.Node, why: str = "") -> GshwError:
         stack = node.meta.get("nn_module_stack") or {}
         place = [path for path, _ in stack.values() if path]
         where = f"in {place[-1]!r}" if place else "at the top of the model"
-        known = sorted({str(target).split(".")[1].strip("_") for target in self._rules})
+        names = [str(target).split(".") for target in self._rules]
+        known = sorted({name[1].strip("_") for name in names if name[0] == "aten"})
         name = str(node.target).removeprefix("aten.")
         return GshwError(
             f"operator {name} {where} is not supported{why}; supported are {', '.join(known)}"
         )
 
-    def _value(self, node: Any) -> _Value:
-        if node not in self._values:
+    def value(self, node: Any) -> Value:
+        if node not in self.values:
             raise GshwError(f"{node} must be computed from the input, not be a constant")
-        return self._values[node]
+        return self.values[node]
 
     # --- tensors -------------------------------------------------------------------------------
 
     def _shape(self, node: fx.Node, axis: int) -> tuple[Pair, int]:
         """Size and channels of a node's float value."""
-        shape = list(self._floats[node].shape[1:])
+        shape = list(self.floats[node].shape[1:])
         channels = shape.pop(axis - 1)
         if len(shape) > 2:
-            raise self._unsupported(node, ": a tensor must have one or two axes of pixels")
+            raise self.unsupported(node, ": a tensor must have one or two axes of pixels")
         height, width = [1] * (2 - len(shape)) + shape
         return (height, width), channels
 
-    def _new_tensor(self, node: fx.Node, name: str, axis: int, *, nonnegative: bool) -> _Value:
+    def _new_tensor(self, node: fx.Node, name: str, axis: int, *, nonnegative: bool) -> Value:
         size, channels = self._shape(node, axis)
-        values = self._floats[node].detach().cpu()
-        self._tensors[name] = FloatTensor(
+        values = self.floats[node].detach().cpu()
+        self.tensors[name] = FloatTensor(
             name=name,
             size=size,
             channels=channels,
             nonnegative=nonnegative,
-            magnitude=self._range(values.numpy()),
+            magnitude=self.magnitude(values.numpy()),
             values=values.movedim(axis, 1).reshape(-1, channels, *size),
         )
-        return _Value(skip(name, channels), name, axis)
+        return Value(skip(name, channels), name, axis)
 
     def _emit(
-        self, node: fx.Node, value: _Value, low: float | None = None, high: float | None = None
-    ) -> _Value:
+        self, node: fx.Node, value: Value, low: float | None = None, high: float | None = None
+    ) -> Value:
         """Make a node of a pending value, with the clamp that this place of the graph applies."""
-        name = self._name(node, value.affine)
+        name = self.name(node, [term.key for term in value.affine.terms])
         if value.affine.maximum and low != 0:
             self._check_maximum(node, value.affine)
-        sources = [self._tensors[term.tensor] for term in value.affine.terms]
+        sources = [self.tensors[term.tensor] for term in value.affine.terms]
         positive = all(
             tensor.nonnegative and bool((term.weight >= 0).all())
             for tensor, term in zip(sources, value.affine.terms, strict=True)
         ) and bool((value.affine.bias >= 0).all())
-        self._nodes.append(FloatNode(name=name, affine=value.affine, low=low, high=high))
+        self.nodes.append(FloatNode(name=name, affine=value.affine, low=low, high=high))
         found = self._new_tensor(
             node, name, value.axis, nonnegative=positive or (low is not None and low >= 0)
         )
         if value.affine.maximum and positive:
             # Some of the source's codes, as they are.
-            self._tensors[name].magnitude = sources[0].magnitude
+            self.tensors[name].magnitude = sources[0].magnitude
         return found
 
-    def _name(self, node: fx.Node, affine: Affine) -> str:
-        keys = [term.key for term in affine.terms if term.key is not None]
-        name = keys[0] if keys else node.name
-        n_same = sum(other == name or other.startswith(f"{name}#") for other in self._tensors)
+    def name(self, node: fx.Node, keys: Sequence[str | None] = ()) -> str:
+        """Of a new tensor: the weight's, or the place's."""
+        found = [key for key in keys if key is not None]
+        name = found[0] if found else node.name
+        n_same = sum(other == name or other.startswith(f"{name}#") for other in self.tensors)
         return f"{name}#{n_same + 1}" if n_same else name
 
-    def _materialised(self, node: fx.Node) -> str:
+    def materialised(self, node: fx.Node) -> str:
         """Name of the tensor behind a place of the graph."""
-        value = self._value(node)
+        value = self.value(node)
         if value.tensor is None:
             value = replace(self._emit(node, value), flattened=value.flattened)
-            self._values[node] = value
+            self.values[node] = value
         assert value.tensor is not None, "it was just made"
         return value.tensor
 
-    def _pending(self, node: fx.Node, *, clamps: bool = False) -> _Value:
+    def pieces(self, node: fx.Node) -> tuple[str, ...]:
+        """Tensors that hold a place's channels: several where it is a concatenation."""
+        return self.value(node).pieces or (self.materialised(node),)
+
+    def _pending(self, node: fx.Node, *, clamps: bool = False) -> Value:
         """A value to go on with: as it is, if nobody else reads it.
 
         A maximum goes on only into a clamp.
         """
-        value = self._value(node)
+        value = self.value(node)
         if value.tensor is None and (len(node.users) > 1 or (value.affine.maximum and not clamps)):
-            self._materialised(node)
-        return self._values[node]
+            self.materialised(node)
+        return self.values[node]
 
     # --- operators -----------------------------------------------------------------------------
 
-    def _make_rules(self) -> dict[Any, Callable[[fx.Node], _Value]]:
-        rules: dict[Any, Callable[[fx.Node], _Value]] = dict.fromkeys(_PASSING, self._pass)
+    def _make_rules(self) -> dict[Any, Callable[[fx.Node], Value]]:
+        rules: dict[Any, Callable[[fx.Node], Value]] = dict.fromkeys(_PASSING, self._pass)
         rules |= dict.fromkeys(_SHAPING, self._reshape)
         rules |= {
             aten.conv1d.default: self._convolve,
@@ -283,33 +298,33 @@ class Importer:
             aten.permute.default: self._permute,
             aten.transpose.int: self._permute,
         }
-        return rules
+        return rules | self._sequences.rules()
 
-    def _array(self, node: fx.Node | None) -> NDArray[np.float64] | None:
-        return None if node is None else self._floats[node].detach().double().cpu().numpy()
+    def array(self, node: fx.Node | None) -> NDArray[np.float64] | None:
+        return None if node is None else self.floats[node].detach().double().cpu().numpy()
 
-    def _argument(self, node: fx.Node, index: int, name: str, default: Any = None) -> Any:
+    def argument(self, node: fx.Node, index: int, name: str, default: Any = None) -> Any:
         if len(node.args) > index:
             return node.args[index]
         return node.kwargs.get(name, default)
 
-    def _pass(self, node: fx.Node) -> _Value:
+    def _pass(self, node: fx.Node) -> Value:
         return self._through(node, node.args[0])
 
-    def _through(self, node: fx.Node, source: fx.Node) -> _Value:
+    def _through(self, node: fx.Node, source: fx.Node) -> Value:
         value = self._pending(source)
-        if value.tensor is None and self._floats[node].shape != self._floats[source].shape:
-            self._materialised(source)
-            value = self._values[source]
+        if value.tensor is None and self.floats[node].shape != self.floats[source].shape:
+            self.materialised(source)
+            value = self.values[source]
         return value
 
-    def _reshape(self, node: fx.Node) -> _Value:
+    def _reshape(self, node: fx.Node) -> Value:
         source = node.args[0]
-        self._materialised(source)
-        value = self._values[source]
-        before, after = self._floats[source].shape, self._floats[node].shape
+        self.materialised(source)
+        value = self.values[source]
+        before, after = self.floats[source].shape, self.floats[node].shape
         if value.flattened is not None:
-            raise self._unsupported(node, " on what was flattened")
+            raise self.unsupported(node, " on what was flattened")
         pixels = [n for axis, n in enumerate(before) if axis not in (0, value.axis)]
         kept = [n for axis, n in enumerate(after) if axis and n != 1]
         if after[0] == before[0] and kept == [n for n in before[1:] if n != 1]:
@@ -319,157 +334,165 @@ class Importer:
         if len(after) == 2 and value.axis == 1:
             height, width = [1] * (2 - len(pixels)) + pixels
             return replace(value, axis=1, flattened=(before[1], height, width))
-        raise self._unsupported(node, f" from {tuple(before)} to {tuple(after)}")
+        raise self.unsupported(node, f" from {tuple(before)} to {tuple(after)}")
 
-    def _permute(self, node: fx.Node) -> _Value:
+    def _permute(self, node: fx.Node) -> Value:
         value = self._pending(node.args[0])
-        n_axes = self._floats[node].ndim
+        n_axes = self.floats[node].ndim
         order = list(range(n_axes))
         if node.target is aten.permute.default:
-            order = [axis % n_axes for axis in self._argument(node, 1, "dims")]
+            order = [axis % n_axes for axis in self.argument(node, 1, "dims")]
         else:
             one, other = (axis % n_axes for axis in node.args[1:3])
             order[one], order[other] = other, one
         pixels = [axis for axis in order if axis not in (0, value.axis)]
         if order[0] != 0 or pixels != sorted(pixels) or value.flattened:
-            raise self._unsupported(node, " other than moving the channels")
+            raise self.unsupported(node, " other than moving the channels")
         return replace(value, axis=order.index(value.axis))
 
-    def _convolve(self, node: fx.Node) -> _Value:
-        weight = self._array(node.args[1])
+    def _convolve(self, node: fx.Node) -> Value:
+        weight = self.array(node.args[1])
         assert weight is not None, "a convolution has a weight"
         flat = weight.ndim == 3
-        padding = self._argument(node, 4, "padding", 0)
+        padding = self.argument(node, 4, "padding", 0)
         window = Window(
             kernel=(1, weight.shape[2]) if flat else weight.shape[2:],
-            stride=_pair(self._argument(node, 3, "stride", 1), 1, flat=flat),
+            stride=_pair(self.argument(node, 3, "stride", 1), 1, flat=flat),
             padding=_pair(padding, 0, flat=flat),
-            dilation=_pair(self._argument(node, 5, "dilation", 1), 1, flat=flat),
+            dilation=_pair(self.argument(node, 5, "dilation", 1), 1, flat=flat),
         )
         return self._product(
             node,
             weight[:, :, None, :] if flat else weight,
-            self._argument(node, 2, "bias"),
+            self.argument(node, 2, "bias"),
             window,
-            int(self._argument(node, 6, "groups", 1)),
+            int(self.argument(node, 6, "groups", 1)),
         )
 
     def _product(
         self, node: fx.Node, weight: NDArray, bias: fx.Node | None, window: Window, groups: int
-    ) -> _Value:
+    ) -> Value:
         source = node.args[0]
-        tensor = self._materialised(source)
-        term = Term(
-            tensor=tensor,
-            channels=self._tensors[tensor].channels,
-            weight=weight,
-            groups=groups,
-            window=window,
-            key=self._keys[node.args[1]].removesuffix(_ORIGINAL).removesuffix(".weight"),
-        ).normal()
-        offset = self._array(bias)
+        names = self.pieces(source) if groups == 1 else (self.materialised(source),)
+        terms, start = [], 0
+        for name in names:
+            channels = self.tensors[name].channels
+            whole = len(names) == 1
+            term = Term(
+                tensor=name,
+                channels=channels,
+                weight=weight if whole else weight[:, start : start + channels],
+                groups=groups,
+                window=window,
+                key=self.keys[node.args[1]].removesuffix(_ORIGINAL).removesuffix(".weight"),
+                columns=None if whole else (start, weight.shape[1]),
+            )
+            terms.append(term.normal())
+            start += channels
+        offset = self.array(bias)
         if offset is None:
             offset = np.zeros(len(weight))
-        return _Value(Affine(terms=(term,), bias=offset), None, self._values[source].axis)
+        return Value(Affine(terms=tuple(terms), bias=offset), None, self.values[source].axis)
 
-    def _linear(self, node: fx.Node) -> _Value:
-        weight = self._array(node.args[1])
+    def _linear(self, node: fx.Node) -> Value:
+        weight = self.array(node.args[1])
         assert weight is not None, "a linear layer has a weight"
         source = node.args[0]
-        self._materialised(source)
-        value = self._values[source]
+        self.pieces(source)
+        value = self.values[source]
         window = POINT
         if value.flattened is not None:
             channels, *kernel = value.flattened
             weight = weight.reshape(len(weight), channels, *kernel)
             window = Window(kernel=(kernel[0], kernel[1]))
         else:
-            if value.axis != self._floats[source].ndim - 1:
-                raise self._unsupported(node, " along an axis of pixels")
+            if value.axis != self.floats[source].ndim - 1:
+                raise self.unsupported(node, " along an axis of pixels")
             weight = weight[:, :, None, None]
-        return self._product(node, weight, self._argument(node, 2, "bias"), window, 1)
+        return self._product(node, weight, self.argument(node, 2, "bias"), window, 1)
 
-    def _batch_norm(self, node: fx.Node) -> _Value:
-        gain, offset, mean, variance = (self._array(n) for n in node.args[1:5])
+    def _batch_norm(self, node: fx.Node) -> Value:
+        gain, offset, mean, variance = (self.array(n) for n in node.args[1:5])
         if mean is None or variance is None:
-            raise self._unsupported(node, " without running statistics")
+            raise self.unsupported(node, " without running statistics")
         factor = 1 / np.sqrt(variance + float(node.args[7]))
         factor = factor if gain is None else factor * gain
         shift = -mean * factor + (0 if offset is None else offset)
         value = self._pending(node.args[0])
-        return replace(value, affine=value.affine.scaled(factor, shift), tensor=None)
+        affine = value.affine.scaled(factor, shift)
+        return replace(value, affine=affine, tensor=None, pieces=())
 
-    def _add(self, node: fx.Node) -> _Value:
+    def _add(self, node: fx.Node) -> Value:
         if node.kwargs.get("alpha", 1) != 1 or not isinstance(node.args[1], fx.Node):
-            raise self._unsupported(node, " with a constant or a factor")
+            raise self.unsupported(node, " with a constant or a factor")
         one, other = node.args[:2]
-        if self._floats[one].shape != self._floats[other].shape:
-            raise self._unsupported(node, " of two shapes")
-        sizes = {name: tensor.size for name, tensor in self._tensors.items()}
+        if self.floats[one].shape != self.floats[other].shape:
+            raise self.unsupported(node, " of two shapes")
+        sizes = {name: tensor.size for name, tensor in self.tensors.items()}
         a, b = self._pending(one), self._pending(other)
         if a.axis != b.axis or a.flattened != b.flattened:
-            raise self._unsupported(node, " of two layouts")
+            raise self.unsupported(node, " of two layouts")
         total = added(a.affine, b.affine, sizes)
         if total is None:
             # One of them by itself first, the second where that is enough.
-            self._materialised(other)
-            sizes = {name: tensor.size for name, tensor in self._tensors.items()}
-            total = added(a.affine, self._values[other].affine, sizes)
+            self.materialised(other)
+            sizes = {name: tensor.size for name, tensor in self.tensors.items()}
+            total = added(a.affine, self.values[other].affine, sizes)
         if total is None:
-            self._materialised(one)
-            total = added(self._values[one].affine, self._values[other].affine, sizes)
+            self.materialised(one)
+            total = added(self.values[one].affine, self.values[other].affine, sizes)
         assert total is not None, "two tensors of one shape can be added"
-        return _Value(total, None, a.axis)
+        return Value(total, None, a.axis)
 
-    def _relu(self, node: fx.Node) -> _Value:
+    def _relu(self, node: fx.Node) -> Value:
         return self._clamped(node, 0.0, None)
 
-    def _hardtanh(self, node: fx.Node) -> _Value:
-        low = float(self._argument(node, 1, "min_val", -1.0))
-        high = float(self._argument(node, 2, "max_val", 1.0))
+    def _hardtanh(self, node: fx.Node) -> Value:
+        low = float(self.argument(node, 1, "min_val", -1.0))
+        high = float(self.argument(node, 2, "max_val", 1.0))
         if low != 0.0 and low != -high:
-            raise self._unsupported(node, f" from {low:g} to {high:g}")
+            raise self.unsupported(node, f" from {low:g} to {high:g}")
         return self._clamped(node, low, high)
 
-    def _clamped(self, node: fx.Node, low: float | None, high: float | None) -> _Value:
+    def _clamped(self, node: fx.Node, low: float | None, high: float | None) -> Value:
         value = self._pending(node.args[0], clamps=True)
         is_relu = low == 0 and high is None
-        if value.tensor is not None and is_relu and self._tensors[value.tensor].nonnegative:
+        if value.tensor is not None and is_relu and self.tensors[value.tensor].nonnegative:
             return value
         if value.flattened is not None:
-            raise self._unsupported(node, " on what was flattened")
+            raise self.unsupported(node, " on what was flattened")
         return self._emit(node, value, low, high)
 
-    def _mean(self, node: fx.Node) -> _Value:
+    def _mean(self, node: fx.Node) -> Value:
         source = node.args[0]
-        value = self._values[source]
-        axes = {axis % self._floats[source].ndim for axis in self._argument(node, 1, "dim")}
-        pixels = set(range(1, self._floats[source].ndim)) - {value.axis}
+        value = self.values[source]
+        axes = {axis % self.floats[source].ndim for axis in self.argument(node, 1, "dim")}
+        pixels = set(range(1, self.floats[source].ndim)) - {value.axis}
         if axes != pixels:
-            raise self._unsupported(node, " over anything but all pixels")
+            raise self.unsupported(node, " over anything but all pixels")
         found = self._mean_of(source, None)
-        keeps = bool(self._argument(node, 2, "keepdim", False))
+        keeps = bool(self.argument(node, 2, "keepdim", False))
         return found if keeps else replace(found, axis=1)
 
-    def _adaptive_mean(self, node: fx.Node) -> _Value:
+    def _adaptive_mean(self, node: fx.Node) -> Value:
         source = node.args[0]
-        if any(n != 1 for n in self._argument(node, 1, "output_size")):
-            raise self._unsupported(node, " to more than one pixel")
+        if any(n != 1 for n in self.argument(node, 1, "output_size")):
+            raise self.unsupported(node, " to more than one pixel")
         return self._mean_of(source, None)
 
-    def _mean_pool(self, node: fx.Node) -> _Value:
+    def _mean_pool(self, node: fx.Node) -> Value:
         kernel = _pair(node.args[1], 1, flat=False)
-        stride = self._argument(node, 2, "stride") or node.args[1]
-        padding = _pair(self._argument(node, 3, "padding", 0), 0, flat=False)
-        if padding != (0, 0) or self._argument(node, 4, "ceil_mode", False):
-            raise self._unsupported(node, " with padding or ceil_mode")
+        stride = self.argument(node, 2, "stride") or node.args[1]
+        padding = _pair(self.argument(node, 3, "padding", 0), 0, flat=False)
+        if padding != (0, 0) or self.argument(node, 4, "ceil_mode", False):
+            raise self.unsupported(node, " with padding or ceil_mode")
         window = Window(kernel=kernel, stride=_pair(stride, 1, flat=False))
         return self._mean_of(node.args[0], window)
 
-    def _mean_of(self, source: fx.Node, window: Window | None) -> _Value:
+    def _mean_of(self, source: fx.Node, window: Window | None) -> Value:
         """A mean over windows; None: over all pixels."""
-        name = self._materialised(source)
-        tensor = self._tensors[name]
+        name = self.materialised(source)
+        tensor = self.tensors[name]
         window = window or Window(kernel=tensor.size)
         n_taps = window.kernel[0] * window.kernel[1]
         term = Term(
@@ -480,22 +503,22 @@ class Importer:
             window=window,
         )
         affine = Affine(terms=(term,), bias=np.zeros(tensor.channels))
-        return _Value(affine, None, self._values[source].axis)
+        return Value(affine, None, self.values[source].axis)
 
-    def _max_pool(self, node: fx.Node) -> _Value:
+    def _max_pool(self, node: fx.Node) -> Value:
         flat = node.target is aten.max_pool1d.default
         kernel = _pair(node.args[1], 1, flat=flat)
-        stride = self._argument(node, 2, "stride") or node.args[1]
-        if self._argument(node, 5, "ceil_mode", False):
-            raise self._unsupported(node, " with ceil_mode")
+        stride = self.argument(node, 2, "stride") or node.args[1]
+        if self.argument(node, 5, "ceil_mode", False):
+            raise self.unsupported(node, " with ceil_mode")
         window = Window(
             kernel=kernel,
             stride=_pair(stride, 1, flat=flat),
-            padding=_pair(self._argument(node, 3, "padding", 0), 0, flat=flat),
-            dilation=_pair(self._argument(node, 4, "dilation", 1), 1, flat=flat),
+            padding=_pair(self.argument(node, 3, "padding", 0), 0, flat=flat),
+            dilation=_pair(self.argument(node, 4, "dilation", 1), 1, flat=flat),
         )
-        name = self._materialised(node.args[0])
-        channels = self._tensors[name].channels
+        name = self.materialised(node.args[0])
+        channels = self.tensors[name].channels
         term = Term(
             tensor=name,
             channels=channels,
@@ -504,34 +527,36 @@ class Importer:
             window=window,
         )
         affine = Affine(terms=(term,), bias=np.zeros(channels), maximum=True)
-        return _Value(affine, None, self._values[node.args[0]].axis)
+        return Value(affine, None, self.values[node.args[0]].axis)
 
     def _check_maximum(self, node: fx.Node, affine: Affine) -> None:
         """Accumulators begin at 0, and padding is 0."""
-        if not self._tensors[affine.terms[0].tensor].nonnegative:
-            raise self._unsupported(
+        if not self.tensors[affine.terms[0].tensor].nonnegative:
+            raise self.unsupported(
                 node, " of values that may be negative, but with a ReLU before or after it"
             )
 
-    def _concatenate(self, node: fx.Node) -> _Value:
+    def _concatenate(self, node: fx.Node) -> Value:
         """Every piece as rows of its own: a diagonal matrix over parts."""
-        pieces = self._argument(node, 0, "tensors")
-        axis = int(self._argument(node, 1, "dim", 0)) % self._floats[node].ndim
-        if any(self._value(piece).axis != axis for piece in pieces):
-            raise self._unsupported(node, " along an axis of pixels")
-        names = [self._materialised(piece) for piece in pieces]
-        channels = [self._tensors[name].channels for name in names]
+        pieces = self.argument(node, 0, "tensors")
+        axis = int(self.argument(node, 1, "dim", 0)) % self.floats[node].ndim
+        if any(self.value(piece).axis != axis for piece in pieces):
+            raise self.unsupported(node, " along an axis of pixels")
+        names = tuple(self.materialised(piece) for piece in pieces)
+        channels = [self.tensors[name].channels for name in names]
         total, start, terms = sum(channels), 0, []
         for name, n in zip(names, channels, strict=True):
             weight = np.zeros((total, n, 1, 1))
             weight[start + np.arange(n), np.arange(n)] = 1.0
             terms.append(Term(tensor=name, channels=n, weight=weight))
             start += n
-        return _Value(Affine(terms=tuple(terms), bias=np.zeros(total)), None, axis)
+        affine = Affine(terms=tuple(terms), bias=np.zeros(total))
+        return Value(affine, None, axis, pieces=names)
 
 
 def _is_in_place(node: fx.Node) -> bool:
-    return str(node.target).split(".")[1].endswith("_")
+    name = str(node.target).split(".")
+    return len(name) > 1 and name[1].endswith("_")
 
 
 def _exported(model: nn.Module, example: Tensor) -> ExportedProgram:

@@ -13,11 +13,12 @@ from gshw.config import EngineConfig
 from gshw.encoding import EncodedLayer, Requantisation, encode_layer
 from gshw.errors import GshwError
 from gshw.geometry import Geometry, LayerKind, Part, conv_matrix
-from gshw.network.graph import MatrixNode, Network, Source, Tensor
+from gshw.network.graph import HostNode, MatrixNode, Network, Source, Tensor
 from gshw.quantise import accumulator_scales, activation_scale, least_scale, to_fixed
 from gshw.row_order import choose_row_order
 from pruning.networks.affine import Affine, Term, main_window, skip
-from pruning.networks.float_graph import FloatNetwork, FloatNode, FloatTensor
+from pruning.networks.float_graph import FloatHostNode, FloatNetwork, FloatNode, FloatTensor
+from pruning.networks.host_nodes import host_node
 from pruning.patterns.pattern import Projection
 
 MAX_REPEATS = 4
@@ -48,19 +49,31 @@ def quantise_network(
         projection of no weight or of another shape.
     """
     projections = projections or {}
-    keys = {term.key for node in network.nodes for term in node.affine.terms}
+    keys = {term.key for node in network.matrices for term in node.affine.terms}
     for name in projections:
         if name not in keys:
             raise GshwError(f"no layer {name!r} for the mask of that name")
     network = split_windows(config, network)
     tensors = _tensors(config, network)
-    layers, nodes = {}, []
+    layers: dict[str, EncodedLayer] = {}
+    tables: dict[str, NDArray] = {}
+    shared: dict[tuple, str] = {}
+    nodes: list[MatrixNode | HostNode] = []
     for node in network.nodes:
         on_node(node.name)
+        if isinstance(node, FloatHostNode):
+            nodes.append(host_node(config, node, tensors, tables))
+            continue
         for piece, first in split_groups(config, node):
-            layer, made = _encode(config, network, piece, tensors, projections, node.name, first)
-            layers[layer.name] = layer
-            nodes.append(made)
+            known = _identity(piece, tensors)
+            name = None if known is None else shared.get(known)
+            if name is None:
+                layer = _encode(config, network, piece, tensors, projections, node.name)
+                layers[layer.name] = layer
+                name = layer.name
+                if known is not None:
+                    shared[known] = name
+            nodes.append(_matrix_node(network, piece, name, node.name, first))
     return Network(
         tensors=tensors,
         nodes=tuple(nodes),
@@ -68,6 +81,49 @@ def quantise_network(
         inputs=network.inputs,
         outputs=network.outputs,
         provenance=dict(provenance or {}),
+        tables=tables,
+    )
+
+
+def _identity(node: FloatNode, tensors: Mapping[str, Tensor]) -> tuple | None:
+    """What two nodes have in common that are one layer; None where weights have no names."""
+    terms = node.affine.terms
+    if any(term.key is None for term in terms):
+        return None
+    scales = [(tensors[name].scale, tensors[name].signed) for name in (*_read(node), node.name)]
+    parts = [(term.key, term.columns, term.window, term.tap, term.channels) for term in terms]
+    sizes = [term.size or tensors[term.tensor].size for term in terms]
+    return (*parts, *scales, *sizes, node.affine.bias.tobytes(), node.low, node.high)
+
+
+def _read(node: FloatNode | FloatHostNode) -> list[str]:
+    """Tensors that a node reads, in order."""
+    if isinstance(node, FloatHostNode):
+        return [source.tensor for source in node.sources]
+    return [term.tensor for term in node.affine.terms]
+
+
+def _matrix_node(
+    network: FloatNetwork, node: FloatNode, layer: str, output: str, first: int
+) -> MatrixNode:
+    sources = tuple(
+        Source(
+            term.tensor,
+            step=term.step,
+            first=term.first,
+            channels=term.channels,
+            start=term.start,
+            size=term.size,
+        )
+        for term in node.affine.terms
+    )
+    return MatrixNode(
+        layer=layer,
+        sources=sources,
+        output=output,
+        first=first,
+        fold=_fold(network, node),
+        label="" if layer == node.name else node.name,
     )
 
 
@@ -85,6 +141,9 @@ def split_windows(config: EngineConfig, network: FloatNetwork) -> FloatNetwork:
     """
     tensors, nodes = dict(network.tensors), []
     for node in network.nodes:
+        if isinstance(node, FloatHostNode):
+            nodes.append(node)
+            continue
         terms = node.affine.terms
         kernel = main_window(terms).kernel
         n_words = sum(-(-term.channels // config.channels_per_row) for term in terms)
@@ -163,30 +222,83 @@ def split_groups(config: EngineConfig, node: FloatNode) -> list[tuple[FloatNode,
     return pieces
 
 
+class _Ties:
+    """Tensors that must have one scale, because one layer or one table serves them all."""
+
+    def __init__(self, network: FloatNetwork) -> None:
+        self._parent = {name: name for name in network.tensors}
+        by_keys: dict[tuple, FloatNode | FloatHostNode] = {}
+        for node in network.nodes:
+            if isinstance(node, FloatHostNode):
+                known = (node.function, node.key) if node.key is not None else None
+                if node.function == "attention":
+                    self._tie(node.targets[0].tensor, node.sources[2].tensor)
+            else:
+                # Additions have no weights of a name: they are known by what they add.
+                known = tuple(
+                    (term.key or self.of(term.tensor), term.columns) for term in node.affine.terms
+                )
+            if known is None:
+                continue
+            other = by_keys.setdefault(known, node)
+            for one, two in zip(_read(other), _read(node), strict=True):
+                if not network.tensors[one].host:
+                    self._tie(one, two)
+            self._tie(_written(other), _written(node))
+
+    def of(self, name: str) -> str:
+        """The tensor that stands for all that this one is tied to."""
+        while self._parent[name] != name:
+            name = self._parent[name]
+        return name
+
+    def _tie(self, one: str, two: str) -> None:
+        self._parent[self.of(two)] = self.of(one)
+
+
+def _written(node: FloatNode | FloatHostNode) -> str:
+    return node.name if isinstance(node, FloatNode) else node.targets[0].tensor
+
+
 def _tensors(config: EngineConfig, network: FloatNetwork) -> dict[str, Tensor]:
     """Scale and sign of every tensor: all that one node reads have one sign."""
-    signed = {name: not tensor.nonnegative for name, tensor in network.tensors.items()}
+    ties = _Ties(network)
+    classes: dict[str, list[str]] = {}
+    for name in network.tensors:
+        classes.setdefault(ties.of(name), []).append(name)
+    floats = network.tensors
+    signed = {
+        name: any(not floats[other].nonnegative for other in classes[ties.of(name)])
+        for name in floats
+    }
+    reads = [{name for name in _read(node) if not floats[name].host} for node in network.nodes]
+    groups = [*map(set, classes.values()), *reads]
     changing = True
     while changing:
         changing = False
-        for node in network.nodes:
-            read = {term.tensor for term in node.affine.terms}
-            if any(signed[name] for name in read) and not all(signed[name] for name in read):
-                signed |= dict.fromkeys(read, True)
+        for group in groups:
+            if any(signed[name] for name in group) and not all(signed[name] for name in group):
+                signed |= dict.fromkeys(group, True)
                 changing = True
 
     def tensor(found: FloatTensor) -> Tensor:
-        if not np.isfinite(found.magnitude):
+        group = [floats[name] for name in classes[ties.of(found.name)]]
+        magnitude = max(other.magnitude for other in group)
+        if not np.isfinite(magnitude):
             raise GshwError(f"tensor {found.name!r}: values must be finite")
+        scale = activation_scale(config, magnitude, signed[found.name])
+        if any(other.fraction for other in group):
+            scale = 2.0 ** (1 - config.activation_width)
         return Tensor(
             name=found.name,
             size=found.size,
             channels=found.channels,
-            scale=activation_scale(config, found.magnitude, signed[found.name]),
+            scale=1.0 if found.host else scale,
             signed=signed[found.name],
+            host=found.host,
         )
 
-    return {name: tensor(found) for name, found in network.tensors.items()}
+    return {name: tensor(found) for name, found in floats.items()}
 
 
 @dataclass(frozen=True)
@@ -240,12 +352,14 @@ def _columns(
     if term.key is not None and term.key in projections:
         own = projections[term.key].mask
         n_taps = weights.shape[1] if term.tap is None else 1
-        shape = (weights.shape[0], n_taps, weights.shape[2])
+        start, total = term.columns or (0, weights.shape[2])
+        shape = (weights.shape[0], n_taps, total)
         if own.size != math.prod(shape):
             raise GshwError(
                 f"layer {term.key!r}: mask must have {math.prod(shape)} elements, not {own.size}"
             )
-        mask = _in_window(term, own.reshape(shape))
+        own = own.reshape(shape)[:, :, start : start + weights.shape[2]]
+        mask = _in_window(term, own)
         weights = np.where(mask, weights, 0.0)
     return _Columns(term, weights * tensor.scale, mask)
 
@@ -310,8 +424,7 @@ def _encode(
     tensors: Mapping[str, Tensor],
     projections: Mapping[str, Projection],
     output_name: str,
-    first: int,
-) -> tuple[EncodedLayer, MatrixNode]:
+) -> EncodedLayer:
     name, output = node.name, tensors[output_name]
     terms = node.affine.terms
     signed = tensors[terms[0].tensor].signed
@@ -338,7 +451,7 @@ def _encode(
     fold = _fold(network, node)
     geometry = _geometry(config, network, node, parts, fold)
     mask = np.concatenate(masks, axis=2).reshape(n_rows, -1)
-    layer = encode_layer(
+    return encode_layer(
         config,
         name,
         matrix.reshape(n_rows, -1).astype(np.int16),
@@ -356,9 +469,6 @@ def _encode(
         input_scale=tensors[terms[0].tensor].scale,
         output_scale=output.scale,
     )
-    sources = tuple(Source(term.tensor, term.step, term.first, term.channels) for term in terms)
-    made = MatrixNode(layer=name, sources=sources, output=output_name, first=first, fold=fold)
-    return layer, made
 
 
 def _clamp(config: EngineConfig, node: FloatNode, output: Tensor) -> dict[str, int]:
@@ -415,11 +525,7 @@ def _geometry(
         parts=() if single else tuple(parts),
     )
     term = node.affine.terms[0]
-    readers = [
-        other
-        for other in network.nodes
-        if term.tensor in {other_term.tensor for other_term in other.affine.terms}
-    ]
+    readers = [other for other in network.nodes if term.tensor in _read(other)]
     if single and term.tensor in network.inputs and len(readers) == 1 and term.step == (1, 1):
         return plain.unfolded_if_smaller(config)
     return plain
