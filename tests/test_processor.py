@@ -1,5 +1,6 @@
 """Fetch, queues and the compute unit, each alone in Amaranth's simulator."""
 
+import dataclasses
 import itertools
 import random
 import zlib
@@ -379,7 +380,7 @@ class QueueBench:
     """Feeds a queue and keeps what it offers, with the cycle of each event."""
 
     def __init__(self, unit: Unit):
-        self.queue = UnitQueue(unit)
+        self.queue = UnitQueue(unit, max_pooling=True)
         self.cycle = 0
         self.offered: list[tuple[int, dict[str, int]]] = []
         self.sent = {"push_previous": [], "push_next": []}
@@ -656,7 +657,8 @@ def test_a_halted_queue_offers_nothing_new():
 def set_instruction(ctx, unit, instruction):
     ctx.set(unit.instruction.payload.opcode, int(instruction.opcode))
     for name, value in instruction.values.items():
-        ctx.set(unit.instruction.payload[name], value)
+        if name in unit.instruction.payload.shape().members:
+            ctx.set(unit.instruction.payload[name], value)
     ctx.set(unit.instruction.valid, 1)
 
 
@@ -693,15 +695,20 @@ LEGAL = {
 }
 
 
-def test_a_run_becomes_a_command():
-    unit = ComputeUnit(config_of(64))
+@pytest.mark.parametrize("max_pooling", [False, True])
+def test_a_run_becomes_a_command(max_pooling):
+    config = config_of(64)
+    engine = dataclasses.replace(config.engine, max_pooling=max_pooling)
+    unit = ComputeUnit(dataclasses.replace(config, engine=engine))
+    maximum = {"maximum": 1} if max_pooling else {}
+    wanted = LEGAL | maximum | {"config_hash": engine.hash32}
 
     async def bench(ctx):
-        set_instruction(ctx, unit, Instruction(Opcode.RUN, LEGAL))
+        set_instruction(ctx, unit, Instruction(Opcode.RUN, LEGAL | maximum))
         assert not ctx.get(unit.command.valid)
         await ctx.tick()
         assert ctx.get(unit.command.valid) and not ctx.get(unit.instruction.ready)
-        assert command_values(ctx, unit.command.payload) == LEGAL | {"config_hash": HASH}
+        assert command_values(ctx, unit.command.payload) == wanted
         await ctx.tick().repeat(3)
         ctx.set(unit.command.ready, 1)
         assert ctx.get(unit.command.valid) and ctx.get(unit.instruction.ready)

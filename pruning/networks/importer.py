@@ -107,6 +107,7 @@ class Importer:
         self.floats: dict[fx.Node, Any] = {}
         self.values: dict[fx.Node, Value] = {}
         self.keys: dict[fx.Node, str] = {}
+        self._arrays: dict[fx.Node, NDArray[np.float64]] = {}
         self.tensors: dict[str, FloatTensor] = {}
         self.nodes: list[FloatNode | FloatHostNode] = []
         self._inputs: list[str] = []
@@ -301,7 +302,12 @@ class Importer:
         return rules | self._sequences.rules()
 
     def array(self, node: fx.Node | None) -> NDArray[np.float64] | None:
-        return None if node is None else self.floats[node].detach().double().cpu().numpy()
+        """Values of a weight, one array however many read it."""
+        if node is None:
+            return None
+        if node not in self._arrays:
+            self._arrays[node] = self.floats[node].detach().double().cpu().numpy()
+        return self._arrays[node]
 
     def argument(self, node: fx.Node, index: int, name: str, default: Any = None) -> Any:
         if len(node.args) > index:

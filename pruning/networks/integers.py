@@ -1,5 +1,6 @@
 """A float network in the engine's integers; ``docs/networks.md`` has the rules."""
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -65,14 +66,12 @@ def quantise_network(
             nodes.append(host_node(config, node, tensors, tables))
             continue
         for piece, first in split_groups(config, node):
-            known = _identity(piece, tensors)
-            name = None if known is None else shared.get(known)
+            known = (*_identity(piece, tensors), tensors[node.name].scale)
+            name = shared.get(known)
             if name is None:
                 layer = _encode(config, network, piece, tensors, projections, node.name)
                 layers[layer.name] = layer
-                name = layer.name
-                if known is not None:
-                    shared[known] = name
+                name = shared[known] = layer.name
             nodes.append(_matrix_node(network, piece, name, node.name, first))
     return Network(
         tensors=tensors,
@@ -85,15 +84,24 @@ def quantise_network(
     )
 
 
-def _identity(node: FloatNode, tensors: Mapping[str, Tensor]) -> tuple | None:
-    """What two nodes have in common that are one layer; None where weights have no names."""
+def _matrix_of(term: Term) -> tuple:
+    """What says which matrix a term has: where its weight lies, or the weight without a name."""
+    weight = term.weight
+    while isinstance(weight.base, np.ndarray):
+        weight = weight.base
+    known = id(weight) if term.key else hashlib.sha256(np.ascontiguousarray(term.weight)).digest()
+    first = term.first if term.groups > 1 else 0
+    return known, term.columns, term.channels, term.groups, first, term.window, term.tap
+
+
+def _identity(node: FloatNode, tensors: Mapping[str, Tensor]) -> tuple:
+    """What two nodes have in common that are one layer."""
     terms = node.affine.terms
-    if any(term.key is None for term in terms):
-        return None
-    scales = [(tensors[name].scale, tensors[name].signed) for name in (*_read(node), node.name)]
-    parts = [(term.key, term.columns, term.window, term.tap, term.channels) for term in terms]
+    scales = [(tensors[name].scale, tensors[name].signed) for name in _read(node)]
     sizes = [term.size or tensors[term.tensor].size for term in terms]
-    return (*parts, *scales, *sizes, node.affine.bias.tobytes(), node.low, node.high)
+    parts = map(_matrix_of, terms)
+    bias = node.affine.bias.tobytes()
+    return (*parts, *scales, *sizes, bias, node.low, node.high, node.affine.maximum)
 
 
 def _read(node: FloatNode | FloatHostNode) -> list[str]:
@@ -234,10 +242,10 @@ class _Ties:
                 if node.function == "attention":
                     self._tie(node.targets[0].tensor, node.sources[2].tensor)
             else:
-                # Additions have no weights of a name: they are known by what they add.
-                known = tuple(
-                    (term.key or self.of(term.tensor), term.columns) for term in node.affine.terms
-                )
+                # What has no weights of a name is known by what it reads, too.
+                terms = node.affine.terms
+                named = [term.key or self.of(term.tensor) for term in terms]
+                known = (*named, *map(_matrix_of, terms), node.low, node.high)
             if known is None:
                 continue
             other = by_keys.setdefault(known, node)

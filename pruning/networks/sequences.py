@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from gshw.network.graph import Source
@@ -59,8 +60,8 @@ class _Direction:
 
     name: str
     keys: tuple[str, str]
-    weights: tuple[Tensor, Tensor]
-    bias: Tensor
+    weights: tuple[NDArray[np.float64], NDArray[np.float64]]
+    bias: NDArray[np.float64]
     reverse: bool
 
 
@@ -135,7 +136,7 @@ class SequenceRules:
 
     def _embedding(self, node: fx.Node) -> "Value":
         importer = self._importer
-        table, tokens = importer.floats[node.args[0]].detach(), node.args[1]
+        table, tokens = importer.array(node.args[0]), node.args[1]
         numbers = importer.floats[tokens]
         if tokens in importer.values:
             source = importer.materialised(tokens)
@@ -157,7 +158,7 @@ class SequenceRules:
                 sources=(Source(source),),
                 targets=(Source(name),),
                 key=importer.keys[node.args[0]],
-                table=table.double().numpy(),
+                table=table,
             )
         )
         return self._value(skip(name, found.shape[2]), name, 2)
@@ -252,12 +253,13 @@ class SequenceRules:
         return self._value(skip(name, values.shape[2]), name, 2)
 
     def _direction(self, name: str, parameters: list[fx.Node], way: int, width: int) -> _Direction:
-        floats = [self._importer.floats[p].detach() for p in parameters]
-        bias = floats[2] + floats[3] if len(floats) == 4 else torch.zeros(4 * width)
+        arrays = [self._importer.array(parameter) for parameter in parameters]
+        inner, outer, *biases = (array for array in arrays if array is not None)
+        bias = sum(biases, start=np.zeros(4 * width))
         return _Direction(
             name=f"{name}.reverse" if way else name,
             keys=(self._importer.keys[parameters[0]], self._importer.keys[parameters[1]]),
-            weights=(floats[0], floats[1]),
+            weights=(inner, outer),
             bias=bias,
             reverse=bool(way),
         )
@@ -300,15 +302,15 @@ class SequenceRules:
         importer = self._importer
         width = state.output_values.shape[1]
         first = width if direction.reverse else 0
+        weights = [torch.from_numpy(weight).to(values.dtype) for weight in direction.weights]
+        bias = torch.from_numpy(direction.bias).to(values.dtype)
         steps = range(values.shape[1])
         for step in reversed(steps) if direction.reverse else steps:
             name = f"{direction.name}.gates.{step}"
-            gates = values[:, step] @ direction.weights[0].T + direction.bias
-            gates = gates + state.output_values @ direction.weights[1].T
+            gates = values[:, step] @ weights[0].T + bias + state.output_values @ weights[1].T
             self._add_tensor(name, gates[:, :, None, None])
-            bias = direction.bias.double().numpy()
             terms = self._terms(direction, inputs, step, state.output)
-            affine = Affine(terms=terms, bias=bias)
+            affine = Affine(terms=terms, bias=direction.bias)
             importer.nodes.append(FloatNode(name=name, affine=affine, low=None, high=None))
             entering, forgetting, new, leaving = gates.chunk(4, dim=1)
             cell = forgetting.sigmoid() * state.cell_values + entering.sigmoid() * new.tanh()
@@ -331,7 +333,7 @@ class SequenceRules:
     def _terms(
         self, direction: _Direction, inputs: list[str], step: int, before: Source
     ) -> tuple[Term, ...]:
-        weight = direction.weights[0].double().numpy()
+        weight, own = direction.weights
         terms, start = [], 0
         for tensor in inputs:
             channels = self._importer.tensors[tensor].channels
@@ -347,12 +349,11 @@ class SequenceRules:
                 )
             )
             start += channels
-        own = direction.weights[1].double().numpy()
         terms.append(
             Term(
                 tensor=before.tensor,
                 channels=own.shape[1],
-                weight=np.ascontiguousarray(own)[:, :, None, None],
+                weight=own[:, :, None, None],
                 key=direction.keys[1],
                 first=before.first,
                 start=before.start,
