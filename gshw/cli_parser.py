@@ -139,6 +139,9 @@ def build_parser() -> argparse.ArgumentParser:
     compile_.add_argument("--keep-dense", action="append", default=[], metavar="LAYER")
     compile_.add_argument("--input-shape", help="one sample, channels first: 3,32,32")
     compile_.add_argument("--calibration", type=Path, help=".npy of float samples, channels first")
+    compile_.add_argument(
+        "--tokens", type=_positive, help="the model reads token numbers below this"
+    )
     compile_.add_argument("--samples", type=_positive, default=1, help="in one run (1)")
     compile_.add_argument("--address", type=_address, default=0, help="of the memory (0)")
     compile_.add_argument("--seed", type=_count, default=0, help="of random samples")

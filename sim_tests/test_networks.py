@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from gshw.config import Config
 from gshw.drivers.simulated import MemoryModel, SimulatedAccelerator
@@ -12,6 +13,9 @@ from gshw.network.execute import execute
 from gshw.network.run import network_cycles, run_network
 from gshw.top import Top
 from gshw.verilate import build_library
+from pruning.networks.importer import import_model
+from pruning.networks.integers import quantise_network
+from pruning.zoo.gnmt import Gnmt
 from rtl_gen.emit import cached_top_verilog
 from sim_tests.configs import find_config
 from tests.network_cases import residual_network
@@ -28,6 +32,23 @@ def test_a_residual_network_in_one_program(law_config):
 def test_a_network_with_maxima(name):
     config = find_config(name)
     compare(replace(config, engine=replace(config.engine, max_pooling=True)))
+
+
+def test_a_translation():
+    """Many programs, and the host between them."""
+    torch.manual_seed(0)
+    config = find_config("block16")
+    model = Gnmt(width=24, n_layers=3, n_tokens=40, n_steps=3).eval()
+    tokens = torch.randint(40, (1, 4))
+    network = quantise_network(config.engine, import_model(model, tokens))
+    compiled = compile_network(config, network)
+    library = build_library(cached_top_verilog(config, Top.AXI), top=Top.AXI)
+    codes = {"input": tokens.numpy()[:, None, :, None]}
+    with SimulatedAccelerator(config, library, n_bytes=compiled.n_bytes) as core:
+        run = run_network(core, compiled, codes)
+    for name, values in execute(config.engine, network, codes).items():
+        assert np.array_equal(run.codes[name], values), name
+    assert network_cycles(compiled).counters == run.counters
 
 
 def compare(config: Config) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pruning.networks.importer import import_model
+from pruning.zoo.gnmt import gnmt
 from pruning.zoo.jasper import jasper10x5
 from pruning.zoo.mobilenet import mobilenet_v2
 from pruning.zoo.resnet import resnet50
@@ -31,6 +32,20 @@ def test_mobilenet_is_one_node_per_convolution():
     # 52 convolutions, the mean, the classifier.
     assert len(network.nodes) == 54
     assert sum(len(node.affine.terms) > 1 for node in network.nodes) == 10
+
+
+def test_gnmt_has_the_layers_of_the_paper():
+    """8 layers of 1024 on each side; every gate matrix of a layer is 4096 wide."""
+    with torch.device("meta"):
+        model = gnmt()
+    gates = [p for name, p in model.named_parameters() if "weight_ih" in name]
+    assert [tuple(p.shape) for p in gates[:4]] == [(4096, 1024)] * 2 + [(4096, 2048), (4096, 1024)]
+    assert len(gates) == 8 + 1 + 8
+    n = sum(p.numel() for p in model.parameters())
+    embeddings = 2 * 32_000 * 1024
+    encoder = 4096 * (2 * 2048 + 3072 + 6 * 2048) + 9 * 8192
+    decoder = 4096 * (2048 + 7 * 3072) + 8 * 8192
+    assert n == embeddings + encoder + decoder + 2 * 1024**2 + 32_000 * 1025
 
 
 def test_resnet_has_one_node_per_convolution():

@@ -21,22 +21,34 @@ from gshw.files import check_output_file, write_atomically
 from gshw.network.artefact import load_network
 from gshw.network.compile import CompiledNetwork
 from gshw.network.execute import execute
+from gshw.network.graph import HostNode
 from gshw.network.run import checked_inputs, run_network
 from gshw.report import print_wide, write_record
 from gshw.top import Top
 
 
-def _input(
-    seed: int, compiled: CompiledNetwork, given: NDArray | None
-) -> dict[str, NDArray[np.int64]]:
-    network, engine = compiled.network, compiled.config.engine
-    (name,) = network.inputs
-    tensor = network.tensors[name]
-    if given is None:
-        low, high = engine.activation_range(tensor.signed)
+def random_codes(compiled: CompiledNetwork, seed: int) -> dict[str, NDArray[np.int64]]:
+    """Any codes for the inputs; of token numbers, such as all tables have."""
+    network, rng = compiled.network, np.random.default_rng(seed)
+    found = {}
+    for name in network.inputs:
+        tensor = network.tensors[name]
+        low, high = compiled.config.engine.activation_range(tensor.signed)
+        if tensor.host:
+            readers = (
+                node
+                for node in network.nodes
+                if isinstance(node, HostNode) and node.function == "embedding"
+            )
+            sizes = (
+                len(network.tables[node.tables[0]])
+                for node in readers
+                if node.sources[0].tensor == name
+            )
+            low, high = 0, min(sizes, default=1) - 1
         shape = (compiled.n_samples, *tensor.size, tensor.channels)
-        given = np.random.default_rng(seed).integers(low, high + 1, shape)
-    return checked_inputs(compiled, {name: given})
+        found[name] = rng.integers(low, high + 1, shape)
+    return found
 
 
 def run_and_compare(
@@ -77,7 +89,10 @@ def run_and_compare(
         For bad input, and a device that fails.
     """
     config = compiled.config
-    inputs = _input(seed, compiled, given)
+    inputs = random_codes(compiled, seed)
+    if given is not None:
+        inputs = dict.fromkeys(compiled.network.inputs, given)
+    inputs = checked_inputs(compiled, inputs)
     status = console.status("running") if console.is_terminal else nullcontext()
     needed = compiled.base_address + compiled.n_bytes
     opened = open_accelerator(device, config, top_verilog, n_bytes=needed)

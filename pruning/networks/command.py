@@ -127,7 +127,9 @@ def compile_command(
     model = load_factory(arguments.factory).eval()
     if arguments.weights is not None:
         load_weights(model, arguments.weights)
-    samples = load_samples(arguments.calibration, arguments.input_shape, arguments.seed)
+    samples = load_samples(
+        arguments.calibration, arguments.input_shape, arguments.seed, arguments.tokens
+    )
     with progress_bar(Console(stderr=True)) as progress:
         task = progress.add_task("prune" if recipe else "import", total=None)
 

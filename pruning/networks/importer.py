@@ -132,7 +132,7 @@ class Importer:
                         self.values[node] = self._interpret(node)
                     else:
                         # A weight that is computed, as a masked one.
-                        found = [self.keys[n] for n in node.all_input_nodes if n in self._keys]
+                        found = [self.keys[n] for n in node.all_input_nodes if n in self.keys]
                         self.keys[node] = found[0] if found else node.name
         return FloatNetwork(
             tensors=self.tensors,

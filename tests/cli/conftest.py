@@ -25,6 +25,13 @@ def chain():
     )
 
 
+def translator():
+    from pruning.zoo.gnmt import Gnmt
+
+    torch.manual_seed(3)
+    return Gnmt(width=16, n_layers=3, n_tokens=30, n_steps=2)
+
+
 def point():
     return nn.Sequential(nn.Conv2d(4, 2, 1))
 

@@ -1,0 +1,300 @@
+"""Recurrent layers, attention and tokens: numbers against torch, devices against each other."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gshw.config import Config, load_config
+from gshw.drivers.golden import GoldenAccelerator
+from gshw.errors import GshwError
+from gshw.network.artefact import load_network, save_network
+from gshw.network.compile import compile_network
+from gshw.network.execute import execute
+from gshw.network.graph import HostNode, MatrixNode, Network, Source
+from gshw.network.graph import Tensor as Codes
+from gshw.network.host import (
+    CELL_BITS,
+    argmax,
+    attention,
+    embedding,
+    exponentials,
+    fill,
+    lstm_cell,
+    lstm_tables,
+)
+from gshw.network.run import run_network
+from gshw.quantise import to_fixed
+from pruning.networks.importer import import_model
+from pruning.networks.integers import quantise_network
+from pruning.patterns.pattern import Projection
+from pruning.zoo.gnmt import Gnmt
+
+CONFIG = load_config("v16x4")
+
+
+def raises(message: str):
+    return pytest.raises(GshwError, match=f"^{re.escape(message)}")
+
+
+def translator() -> Gnmt:
+    torch.manual_seed(0)
+    model = Gnmt(width=24, n_layers=4, n_tokens=50, n_steps=4).eval()
+    # Larger weights than torch's, so that the gates open and close.
+    for parameter in model.parameters():
+        parameter.data *= 2.0
+    return model
+
+
+def integers(model: nn.Module, tokens: Tensor, config: Config = CONFIG) -> Network:
+    return quantise_network(config.engine, import_model(model, tokens))
+
+
+def as_codes(tokens: Tensor) -> np.ndarray:
+    return tokens.numpy()[:, None, :, None]
+
+
+# --- host functions --------------------------------------------------------------------------
+
+
+def test_an_lstm_cell_follows_torch():
+    rng = np.random.default_rng(0)
+    scale = 4 / 127
+    gates = rng.integers(-128, 128, (40, 1, 1, 4 * 6))
+    cells = rng.integers(-(4 << CELL_BITS), 4 << CELL_BITS, (40, 1, 1, 6))
+    numbers = {"low": -128, "output_bits": 7}
+    outputs, found = lstm_cell([gates, cells], lstm_tables(scale, -128, 127), numbers)
+    enter, forget, new, leave = np.split(gates * scale, 4, axis=3)
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+    wanted = sigmoid(forget) * cells / (1 << CELL_BITS) + sigmoid(enter) * np.tanh(new)
+    assert np.abs(found / (1 << CELL_BITS) - wanted).max() < 2.0**-CELL_BITS
+    codes = sigmoid(leave) * np.tanh(wanted) * 128
+    assert np.abs(outputs - codes).max() < 1.1 and np.abs(outputs).max() > 60
+
+
+def test_cells_and_outputs_saturate():
+    gates = np.full((1, 1, 1, 4), 127)
+    cells = np.full((1, 1, 1, 1), 32767)
+    tables = lstm_tables(1.0, -128, 127)
+    outputs, found = lstm_cell([gates, cells], tables, {"low": -128, "output_bits": 7})
+    assert (outputs.item(), found.item()) == (127, 32767)
+    gates = np.array([127, 127, -128, 127])[None, None, None]
+    outputs, found = lstm_cell([gates, -cells - 1], tables, {"low": -128, "output_bits": 7})
+    assert (outputs.item(), found.item()) == (-128, -32768)
+
+
+def test_attention_follows_torch():
+    rng = np.random.default_rng(1)
+    queries, keys = (rng.integers(-128, 128, (3, 1, n, 16)) for n in (2, 9))
+    values = rng.integers(-128, 128, (3, 1, 9, 5))
+    scale = 2e-5
+    multiplier, shift = to_fixed(np.array([scale * 16]))
+    numbers = {"multiplier": int(multiplier[0]), "shift": int(shift[0])}
+    (found,) = attention([queries, keys, values], [exponentials()], numbers)
+    scores = torch.from_numpy(queries[:, 0] @ keys[:, 0].swapaxes(1, 2)).double() * scale
+    wanted = (torch.softmax(scores, 2) @ torch.from_numpy(values[:, 0]).double()).numpy()
+    assert found.shape == (3, 1, 2, 5)
+    assert np.abs(found[:, 0] - wanted).max() < 0.04 * 128
+    # Far from the largest a key counts for nothing; alone it is its value.
+    numbers = {"multiplier": 1 << 15, "shift": 1}
+    (found,) = attention([queries, keys, values], [exponentials()], numbers)
+    best = scores.argmax(2).numpy()
+    assert np.array_equal(found[:, 0], np.take_along_axis(values[:, 0], best[..., None], 1))
+
+
+def test_small_functions():
+    tokens = np.array([[[[2], [0]]]])
+    table = np.arange(12, dtype=np.int8).reshape(4, 3)
+    (found,) = embedding([tokens], [table], {})
+    assert found.tolist() == [[[[6, 7, 8], [0, 1, 2]]]] and found.dtype == np.int64
+    assert argmax([np.array([[[[3, 9, 9]]]])], [], {})[0].tolist() == [[[[1]]]]
+    (found,) = fill([tokens], [], {"value": 5, "width": 2, "channels": 3})
+    assert found.shape == (1, 1, 2, 3) and (found == 5).all()
+
+
+# --- networks --------------------------------------------------------------------------------
+
+
+def test_a_translation_follows_torch():
+    """All steps of the gates, and tokens but for near ties."""
+    model = translator()
+    tokens = torch.randint(50, (6, 7))
+    floats = import_model(model, tokens)
+    network = quantise_network(CONFIG.engine, floats)
+    found = execute(CONFIG.engine, network, {"input": as_codes(tokens)})
+    wanted = model(tokens)
+    same = [
+        np.array_equal(found[name][:, 0, :, 0], want.numpy())
+        for name, want in zip(network.outputs, wanted, strict=True)
+    ]
+    first = found[network.outputs[0]][:, 0, :, 0]
+    assert (first == wanted[0].numpy()).mean() > 0.8 and len(same) == 4
+    for name in ("lstm.gates.0", "lstm.reverse.gates.6", "lstm_3.gates.6", "lstm_4.gates.0"):
+        values = floats.tensors[name].values[:, :, 0, 0].numpy()
+        codes = found[name][:, 0, 0] * network.tensors[name].scale
+        assert np.corrcoef(codes.ravel(), values.ravel())[0, 1] > 0.99, name
+
+
+def test_steps_share_their_layers():
+    network = integers(translator(), torch.randint(50, (2, 7)))
+    uses = {}
+    for node in network.matrices:
+        uses[node.layer] = uses.get(node.layer, 0) + 1
+    gates = {name: n for name, n in uses.items() if "gates" in name}
+    # Encoder: two ways, then three layers, over 7 tokens; decoder: four layers over 4.
+    assert sorted(gates.values()) == [4, 4, 4, 4, 7, 7, 7, 7, 7]
+    assert uses["decoder.query"] == uses["decoder.classifier"] == 4
+    assert uses["decoder.key"] == 1
+    # The additions of the decoder are one layer each, too.
+    assert sorted(n for name, n in uses.items() if name.startswith("add")) == [1, 1, 4, 4]
+    functions = {node.function for node in network.nodes if isinstance(node, HostNode)}
+    assert functions == {"fill", "embedding", "lstm_cell", "attention", "argmax"}
+
+
+@pytest.mark.parametrize("name", ["tiny", "block16", "arb16"])
+def test_programs_between_host_nodes(name, tmp_path):
+    """Saved, loaded and run; every tensor is the executor's."""
+    config = load_config(name)
+    tokens = torch.randint(50, (2, 5))
+    network = integers(translator(), tokens, config)
+    path = tmp_path / "net.safetensors"
+    save_network(path, compile_network(config, network, 2))
+    compiled = load_network(path, config)
+    n_programs = len(compiled.programs)
+    assert n_programs > 30
+    starts = [step for step in compiled.steps if not isinstance(step, HostNode)]
+    assert starts == list(compiled.programs)
+    codes = {"input": as_codes(tokens)}
+    wanted = execute(config.engine, network, codes)
+    with GoldenAccelerator(config, n_bytes=compiled.n_bytes) as core:
+        found = run_network(core, compiled, codes).codes
+    assert set(found) == set(wanted)
+    for tensor, values in wanted.items():
+        assert np.array_equal(found[tensor], values), tensor
+
+
+def test_masks_of_recurrent_weights_are_kept():
+    """Also where the input is two tensors side by side."""
+    torch.manual_seed(0)
+    model = translator()
+    tokens = torch.randint(50, (2, 3))
+    name = "decoder.rest.1.weight_ih_l0"
+    rng = np.random.default_rng(0)
+    mask = rng.random((96, 48)) < 0.3
+    projection = Projection(mask=mask, row_order=np.arange(96), kept_score=0.0)
+    network = quantise_network(CONFIG.engine, import_model(model, tokens), {name: projection})
+    layers = {n.layer for n in network.matrices if n.layer.startswith("lstm_6.gates")}
+    (layer,) = (network.layers[name] for name in layers)
+    blocks = layer.value[..., 0]
+    assert 0.9 * mask.sum() < np.count_nonzero(blocks) - 96 * 24 * 0.98 < mask.sum() + 96 * 24
+
+
+class Other(nn.Module):
+    """What is not supported, by number."""
+
+    def __init__(self, kind: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.embed = nn.Embedding(9, 8)
+        self.lstm = nn.LSTM(8, 8, batch_first=kind != 0)
+        self.zeros = nn.Buffer(torch.zeros(1, 1, 8))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        match self.kind:
+            case 1:
+                return self.lstm(x, (self.zeros + 1, self.zeros))[0]
+            case 2:
+                return functional.scaled_dot_product_attention(x, x, x, is_causal=True)
+            case 3:
+                x = x.reshape(1, 3, 2, 4).transpose(1, 2)
+                return functional.scaled_dot_product_attention(x, x, x)
+            case 4:
+                return self.lstm(x)[0].argmax(1)
+            case 5:
+                return self.lstm(self.embed(torch.arange(3)[None]) + x)[0]
+        return self.lstm(x)[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (0, "operator lstm.input in 'lstm' is not supported without batch_first, or with a "),
+        (1, "operator lstm.input in 'lstm' is not supported that begins with a constant but 0"),
+        (2, "operator scaled_dot_product_attention.default at the top of the model is not "),
+        (4, "operator argmax.default at the top of the model is not supported but along the "),
+        (5, "operator embedding.default in 'embed' is not supported of several constant tokens"),
+    ],
+)
+def test_what_is_not_supported(kind, message):
+    with raises(message):
+        import_model(Other(kind).eval(), torch.randint(9, (1, 3)))
+
+
+# --- what does not fit -----------------------------------------------------------------------
+
+
+def host_network(**changes) -> Network:
+    """One host node from an input to an output."""
+    tensors = {
+        name: Codes(name=name, size=(1, 2), channels=3, scale=1.0, signed=True)
+        for name in ("x", "y")
+    }
+    node = HostNode(
+        name="node",
+        function="fill",
+        sources=(Source("x"),),
+        targets=(Source("y"),),
+        numbers={"value": 1, "width": 2, "channels": 3},
+    )
+    node = dataclasses.replace(node, **changes)
+    return Network(
+        tensors=tensors, nodes=(node,), layers={}, inputs=("x",), outputs=("y",), tables={}
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"function": "sing"}, "node 'node': function must be one of lstm_cell, embedding, "),
+        ({"tables": ("t",)}, "node 'node' names the table 't', which there is not"),
+        ({"sources": (Source("y"),)}, "node 'node' reads 'y' before it is written"),
+        ({"targets": (Source("x"),)}, "node 'node': tensor 'x' is written twice"),
+        (
+            {"targets": (Source("y", start=(0, 1), size=(1, 2)),)},
+            "node 'node': tensor 'y' has no such pixels or channels",
+        ),
+        ({"targets": (Source("y", channels=2),)}, "output 'y' is never written"),
+    ],
+)
+def test_host_nodes_that_do_not_fit(changes, message):
+    with raises(message):
+        host_network(**changes)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"width": 1}, "node 'node': 'y' must be of shape (1, 1, 2, 3), not (1, 1, 1, 3)"),
+        ({"value": 128}, "node 'node': codes must be within -128..127, not 128..128"),
+    ],
+)
+def test_results_that_do_not_fit(numbers, message):
+    network = host_network(numbers={"value": 1, "width": 2, "channels": 3} | numbers)
+    with raises(message):
+        execute(CONFIG.engine, network, {"x": np.zeros((1, 1, 2, 3), int)})
+
+
+def test_the_engine_does_not_read_the_hosts_tensors():
+    network = integers(translator(), torch.randint(50, (1, 2)))
+    tensors = {
+        name: dataclasses.replace(tensor, host=True) if name == "embedding" else tensor
+        for name, tensor in network.tensors.items()
+    }
+    first = next(node for node in network.nodes if isinstance(node, MatrixNode))
+    with raises(f"node {first.name!r}: tensor 'embedding' is the host's alone"):
+        dataclasses.replace(network, tensors=tensors)
