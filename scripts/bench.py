@@ -34,6 +34,7 @@ from pruning.patterns.pattern import Projection, ScoredMatrix
 from rtl_gen.emit import cached_core_verilog
 from rtl_gen.top import TOP_NAME
 from scripts import bench_compensation
+from scripts.bench_networks import CASES as NETWORKS
 from scripts.bench_networks import bench_masks, bench_runs
 from scripts.bench_overlap import OverlapCase, measure_overlap, shortcomings
 from scripts.bench_pruning import (
@@ -52,11 +53,15 @@ N_RANDOM_LAYERS = 14
 
 @dataclass
 class Results:
-    """Tables to print, the same as plain values, and what must hold and does not."""
+    """Tables to print, the same as plain values, and what must hold and does not.
+
+    ``networks`` names those to measure; none means all.
+    """
 
     tables: list[Table] = field(default_factory=list)
     data: dict[str, object] = field(default_factory=dict)
     missed: list[str] = field(default_factory=list)
+    networks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -425,7 +430,7 @@ def _networks(name: str, measure) -> Callable[[Results, dict], None]:
 
     def run(results: Results, devices: dict) -> None:
         with progress_bar(Console(stderr=True)) as progress:
-            tables, rows, missed = measure(progress)
+            tables, rows, missed = measure(progress, results.networks)
         results.tables += tables
         results.data[name] = rows
         results.missed += missed
@@ -455,6 +460,13 @@ PARTS = {
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("--only", choices=PARTS, action="append", help="one part (repeatable)")
+    parser.add_argument(
+        "--network",
+        choices=[case.name for case in NETWORKS],
+        action="append",
+        default=[],
+        help="of the parts networks and masks (all; repeatable)",
+    )
     parser.add_argument("--json", type=Path, help="results file")
     arguments = parser.parse_args()
     try:
@@ -462,7 +474,8 @@ def main() -> int:
     except GshwError as error:
         print(f"bench: {error}", file=sys.stderr)
         return USER_ERROR
-    results, devices, console = Results(), {}, Console()
+    results = Results(networks=tuple(arguments.network))
+    devices, console = {}, Console()
     for name in arguments.only or PARTS:
         n_before = len(results.tables)
         PARTS[name](results, devices)
