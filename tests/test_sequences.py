@@ -210,9 +210,6 @@ class Other(nn.Module):
                 return self.lstm(x, (self.zeros + 1, self.zeros))[0]
             case 2:
                 return functional.scaled_dot_product_attention(x, x, x, is_causal=True)
-            case 3:
-                x = x.reshape(1, 3, 2, 4).transpose(1, 2)
-                return functional.scaled_dot_product_attention(x, x, x)
             case 4:
                 return self.lstm(x)[0].argmax(1)
             case 5:

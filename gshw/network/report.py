@@ -1,7 +1,7 @@
 """Where a network's cycles go: one line per node, and the whole."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from rich.markup import escape
 from rich.table import Table
@@ -14,10 +14,12 @@ from gshw.program_cycles import Bound, ProgramCycles, Tile, beats
 
 @dataclass(frozen=True, kw_only=True)
 class NodeReport:
-    """One node of a compiled network.
+    """One node of a compiled network, or all that share a layer.
 
     Parameters
     ----------
+    layer
+        Its encoded layer.
     rows, columns
         Of its matrix, repeats included.
     weights
@@ -36,6 +38,7 @@ class NodeReport:
     """
 
     name: str
+    layer: str
     rows: int
     columns: int
     weights: int
@@ -88,6 +91,7 @@ def node_reports(compiled: CompiledNetwork, cycles: NetworkCycles) -> list[NodeR
         reports.append(
             NodeReport(
                 name=node.name,
+                layer=node.layer,
                 rows=layer.n_rows,
                 columns=layer.geometry.n_columns,
                 weights=weights,
@@ -128,15 +132,35 @@ def _work(compiled: CompiledNetwork, share: NodeProgram, program: _Program) -> d
     }
 
 
-def node_table(reports: list[NodeReport], title: str) -> Table:
-    """One row per node."""
+def _together(reports: list[NodeReport]) -> NodeReport:
+    """Nodes of one layer as one."""
+    first = reports[0]
+    return replace(
+        first,
+        name=first.layer,
+        positions=sum(r.positions for r in reports),
+        cycles=sum(r.cycles for r in reports),
+        needed=sum(r.needed for r in reports),
+        needs={kind: sum(r.needs[kind] for r in reports) for kind in first.needs},
+        bytes_read=sum(r.bytes_read for r in reports),
+        bytes_written=sum(r.bytes_written for r in reports),
+    )
+
+
+def node_table(nodes: list[NodeReport], title: str) -> Table:
+    """One row per layer, for all nodes that share it."""
     table = Table(title=title)
-    names = ("node", "rows", "columns", "weights", "positions", "cycles", "kB read", "kB written")
-    for name in (*names, "bound", "MAC utilisation"):
-        table.add_column(name, justify="left" if name in ("node", "bound") else "right")
+    names = ("layer", "nodes", "rows", "columns", "weights", "positions", "cycles", "kB read")
+    for name in (*names, "kB written", "bound", "MAC utilisation"):
+        table.add_column(name, justify="left" if name in ("layer", "bound") else "right")
+    by_layer: dict[str, list[NodeReport]] = {}
+    for node in nodes:
+        by_layer.setdefault(node.layer, []).append(node)
+    reports = [_together(found) for found in by_layer.values()]
     for report in reports:
         table.add_row(
             escape(report.name),
+            f"{len(by_layer[report.layer]):,}",
             f"{report.rows:,}",
             f"{report.columns:,}",
             f"{report.weights:,}",
@@ -150,6 +174,7 @@ def node_table(reports: list[NodeReport], title: str) -> Table:
     table.add_section()
     table.add_row(
         "whole",
+        f"{len(nodes):,}",
         "",
         "",
         f"{sum(r.weights for r in reports):,}",

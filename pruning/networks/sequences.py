@@ -213,13 +213,11 @@ class SequenceRules:
 
     def _part_of_result(self, node: fx.Node) -> "Value":
         """Of an LSTM: its outputs, or one of its states, which only an LSTM may read."""
-        importer = self._importer
         source, index = node.args
-        if source not in self._states:
-            raise importer.unsupported(node, " but of an LSTM")
+        assert isinstance(source, fx.Node), "what is taken apart is a result"
         if index:
             self._states[node] = self._states[source]
-        return importer.values[source]
+        return self._importer.values[source]
 
     def _lstm(self, node: fx.Node) -> "Value":
         importer = self._importer
