@@ -133,12 +133,30 @@ class Pooling(nn.Module):
         return self.c(self.b(self.a(x))).permute(0, 2, 3, 1)
 
 
+class Gated(nn.Module):
+    """Functions by table and a gate per channel, as MobileNetV3 has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.Hardswish())
+        self.gate = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(12, 4, 1), nn.GELU(), nn.Conv2d(4, 12, 1)
+        )
+        self.head = nn.Sequential(nn.Conv2d(12, 6, 3), nn.SiLU(), nn.Conv2d(6, 5, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        y = y * self.gate(y).sigmoid()
+        return self.head(y).tanh().permute(0, 2, 3, 1)
+
+
 CASES = {
     "residual": (Residual, (3, 12, 10)),
     "signed": (Signed, (4, 10, 10)),
     "sequence": (Sequence, (6, 17)),
     "dilated": (Dilated, (4, 18)),
     "pooling": (Pooling, (3, 15, 13)),
+    "gated": (Gated, (3, 9, 8)),
 }
 
 
@@ -335,6 +353,29 @@ def test_maxima_need_their_engine():
     network = import_model(model, torch.randn(2, 3, 4, 4))
     with raises("layer 'max_pool2d': a maximum needs max_pooling = true in the config"):
         quantise_network(load_config("v16x4").engine, network)
+
+
+class Product(nn.Module):
+    """What cannot be multiplied: a constant, or one channel with several."""
+
+    def __init__(self, *, constant: bool) -> None:
+        super().__init__()
+        self.constant = constant
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) * (2.0 if self.constant else self.b(x))
+
+
+def test_products_that_are_not_supported():
+    where = "operator mul.Tensor at the top of the model is not supported"
+    with raises(f"{where} with a constant"):
+        import_model(Product(constant=True).eval(), torch.randn(2, 3, 5, 5))
+    with raises(f"{where} of two shapes"):
+        import_model(Product(constant=False).eval(), torch.randn(2, 3, 5, 5))
+    flat = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Flatten(), nn.Sigmoid()).eval()
+    with raises("operator sigmoid.default in '2' is not supported on what was flattened"):
+        import_model(flat, torch.randn(2, 3, 5, 5))
 
 
 def test_a_model_in_training():

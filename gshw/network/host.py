@@ -87,6 +87,33 @@ def argmax(
     return [np.argmax(sources[0], axis=3)[..., None]]
 
 
+def table(
+    sources: Sequence[Codes], tables: Sequence[Codes], numbers: Mapping[str, int]
+) -> list[Codes]:
+    """Any function of single codes.
+
+    Parameters
+    ----------
+    numbers
+        ``low``: the code of the table's first entry.
+    """
+    return [tables[0][sources[0] - numbers["low"]]]
+
+
+def multiply(
+    sources: Sequence[Codes], tables: Sequence[Codes], numbers: Mapping[str, int]
+) -> list[Codes]:
+    """Products of two tensors, one of which may have a single pixel for all of the other's.
+
+    Parameters
+    ----------
+    numbers
+        ``multiplier``, ``shift``: from a product of codes to a code. ``low``, ``high``: clamp.
+    """
+    products = sources[0] * sources[1] * numbers["multiplier"]
+    return [np.clip(round_shift(products, numbers["shift"]), numbers["low"], numbers["high"])]
+
+
 def fill(
     sources: Sequence[Codes], tables: Sequence[Codes], numbers: Mapping[str, int]
 ) -> list[Codes]:
@@ -140,5 +167,7 @@ FUNCTIONS: dict[str, Function] = {
     "embedding": embedding,
     "argmax": argmax,
     "fill": fill,
+    "table": table,
+    "multiply": multiply,
     "attention": attention,
 }

@@ -75,6 +75,8 @@ class FloatHostNode:
         Of products of queries and keys.
     value
         That it fills with.
+    apply
+        Of float values, where its table is of a function.
     """
 
     name: str
@@ -85,6 +87,7 @@ class FloatHostNode:
     table: NDArray[np.float64] | None = None
     factor: float = 1.0
     value: int = 0
+    apply: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from gshw.config import EngineConfig
@@ -37,6 +38,21 @@ def host_node(
             step = np.array([scales[0] * scales[1] * node.factor * EXPONENT_STEPS])
             multiplier, shift = to_fixed(step)
             numbers = {"multiplier": int(multiplier[0]), "shift": int(shift[0])}
+        case "table":
+            source = tensors[node.sources[0].tensor]
+            low, high = config.activation_range(source.signed)
+            assert node.apply is not None, "a table is of a function"
+            values = node.apply(torch.arange(low, high + 1, dtype=torch.float64) * source.scale)
+            names, numbers = (node.name,), {"low": low}
+            tables[node.name] = quantise_activations(
+                config, values.numpy(), target.scale, target.signed
+            )
+        case "multiply":
+            scales = [tensors[source.tensor].scale for source in node.sources]
+            multiplier, shift = to_fixed(np.array([scales[0] * scales[1] / target.scale]))
+            low, high = config.activation_range(target.signed)
+            numbers = {"multiplier": int(multiplier[0]), "shift": int(shift[0])}
+            numbers |= {"low": low, "high": high}
         case "fill":
             numbers = {"value": node.value, "width": target.size[1], "channels": target.channels}
     return HostNode(

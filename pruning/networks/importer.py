@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from gshw.errors import GshwError
+from gshw.network.graph import Source
 from gshw.quantise import RangeMethod, activation_range
 from pruning.networks.affine import POINT, Affine, Pair, Term, Window, added, skip
 from pruning.networks.float_graph import FloatHostNode, FloatNetwork, FloatNode, FloatTensor
@@ -38,6 +39,17 @@ _SHAPING = (
     aten.unsqueeze.default,
 )
 
+
+_TABLES = (
+    aten.sigmoid.default,
+    aten.tanh.default,
+    aten.gelu.default,
+    aten.silu.default,
+    aten.hardswish.default,
+    aten.hardsigmoid.default,
+    aten.elu.default,
+    aten.leaky_relu.default,
+)
 
 _ORIGINAL = ".parametrizations.weight.original"
 
@@ -278,6 +290,7 @@ class Importer:
     def _make_rules(self) -> dict[Any, Callable[[fx.Node], Value]]:
         rules: dict[Any, Callable[[fx.Node], Value]] = dict.fromkeys(_PASSING, self._pass)
         rules |= dict.fromkeys(_SHAPING, self._reshape)
+        rules |= dict.fromkeys(_TABLES, self._by_table)
         rules |= {
             aten.conv1d.default: self._convolve,
             aten.conv2d.default: self._convolve,
@@ -295,6 +308,7 @@ class Importer:
             aten.mean.dim: self._mean,
             aten.max_pool1d.default: self._max_pool,
             aten.max_pool2d.default: self._max_pool,
+            aten.mul.Tensor: self._multiply,
             aten.cat.default: self._concatenate,
             aten.permute.default: self._permute,
             aten.transpose.int: self._permute,
@@ -510,6 +524,56 @@ class Importer:
         )
         affine = Affine(terms=(term,), bias=np.zeros(tensor.channels))
         return Value(affine, None, self.values[source].axis)
+
+    def _by_table(self, node: fx.Node) -> Value:
+        """A function of single values, on the host."""
+        source = node.args[0]
+        tensor = self.materialised(source)
+        value = self.values[source]
+        if value.flattened is not None:
+            raise self.unsupported(node, " on what was flattened")
+
+        def apply(x: Tensor) -> Tensor:
+            return node.target(x, *node.args[1:], **node.kwargs)
+
+        name = self.name(node)
+        nonnegative = bool((self.floats[node] >= 0).all())
+        found = self._new_tensor(node, name, value.axis, nonnegative=nonnegative)
+        self.nodes.append(
+            FloatHostNode(
+                name=name,
+                function="table",
+                sources=(Source(tensor),),
+                targets=(Source(name),),
+                apply=apply,
+            )
+        )
+        return found
+
+    def _multiply(self, node: fx.Node) -> Value:
+        """Of two tensors, one of which may have a single pixel; on the host."""
+        one, other = node.args[:2]
+        if not isinstance(other, fx.Node) or other not in self.values or one not in self.values:
+            raise self.unsupported(node, " with a constant")
+        names = [self.materialised(source) for source in (one, other)]
+        a, b = (self.values[source] for source in (one, other))
+        sizes = {self.tensors[name].size for name in names}
+        channels = {self.tensors[name].channels for name in names}
+        same_axis = a.axis == b.axis and self.floats[one].ndim == self.floats[other].ndim
+        if not same_axis or len(channels) > 1 or len(sizes - {(1, 1)}) > 1:
+            raise self.unsupported(node, " of two shapes")
+        name = self.name(node)
+        nonnegative = all(self.tensors[source].nonnegative for source in names)
+        found = self._new_tensor(node, name, a.axis, nonnegative=nonnegative)
+        self.nodes.append(
+            FloatHostNode(
+                name=name,
+                function="multiply",
+                sources=tuple(Source(source) for source in names),
+                targets=(Source(name),),
+            )
+        )
+        return found
 
     def _max_pool(self, node: fx.Node) -> Value:
         flat = node.target is aten.max_pool1d.default
