@@ -125,7 +125,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="instead of a dataset: learn from the dense model, on inputs made up from it",
     )
 
-    compile_ = add("compile", "a trained torch network as one program of the core")
+    compile_ = add("compile", "a trained torch network as programs of the core")
     compile_.add_argument("factory", metavar="PACKAGE.MODULE:FACTORY", help="returns the model")
     compile_.add_argument("--config", required=True, help="TOML file or preset")
     compile_.add_argument(
@@ -144,7 +144,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     compile_.add_argument("--samples", type=_positive, default=1, help="in one run (1)")
     compile_.add_argument("--address", type=_address, default=0, help="of the memory (0)")
-    compile_.add_argument("--seed", type=_count, default=0, help="of random samples")
+    compile_.add_argument("--seed", type=_count, help="default: the recipe's, else 0")
     compile_.add_argument(
         "--latency", type=_positive, default=30, help="cycles of the memory, both ways (30)"
     )

@@ -79,12 +79,13 @@ template <class Port> void put(Port& port, const uint32_t* limbs) {
     std::memcpy(&port, limbs, sizeof(port));
 }
 
+template <class Port> void get(const Port& port, uint32_t* limbs) {
+    std::memcpy(limbs, &port, sizeof(port));
+}
+
 // Only engines with max_pooling have the port.
 template <class Top> void set_maximum(Top* top, const uint32_t* word) {
     if constexpr (requires { top->command_maximum; }) top->command_maximum = *word;
-}
-template <class Port> void get(const Port& port, uint32_t* limbs) {
-    std::memcpy(limbs, &port, sizeof(port));
 }
 
 }  // namespace
@@ -151,8 +152,8 @@ void gshw_read_output(void* handle, uint32_t address, uint32_t n, uint32_t n_lim
 
 // command: config_hash, group_base, n_groups, record_base, n_records, read_base, write_base,
 // counts less 1, read steps, write steps, signed_input, low, high, continues, and maximum where the
-// engine has it. Returns 0, or 1 for a refused command, 2 when limit cycles were not enough, 3 when a bundle drained
-// without records, 4 for an address error.
+// engine has it. Returns 0, or 1 for a refused command, 2 when limit cycles were not enough, 3 when
+// a bundle drained without records, 4 for an address error.
 int gshw_run(void* handle, const uint32_t* command, uint64_t limit, uint32_t* counters) {
     auto* h = static_cast<Harness*>(handle);
     auto* top = h->top.get();

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from gshw.config import BusConfig, Config, EngineConfig, load_config
+from gshw.drivers.golden import GoldenAccelerator
 from gshw.errors import GshwError
 from gshw.geometry import Part
 from gshw.golden import run_layer
 from gshw.network.compile import compile_network
 from gshw.network.execute import execute
 from gshw.network.graph import MatrixNode, Network, Source, Tensor
-from gshw.program_model import ProgramModel
+from gshw.network.run import run_network
 from tests.network_cases import encoded, residual_network
 from tests.strategies import all_engines, conv
 
@@ -55,18 +56,10 @@ def compare(engine: EngineConfig, network: Network, name: str, x: np.ndarray) ->
     config = Config(name="test", engine=engine, bus=BusConfig(data_width=64))
     wanted = execute(engine, network, {name: x})
     compiled = compile_network(config, network, len(x), base_address=0x1000)
-    memory = np.zeros(compiled.n_bytes, dtype=np.uint8)
-    pieces = [(segment.address, segment.data) for segment in compiled.segments]
-    pieces.append((compiled.layouts[name].address, compiled.input_bytes(name, x)))
-    for address, data in pieces:
-        start = address - compiled.base_address
-        memory[start : start + len(data)] = np.frombuffer(data, np.uint8)
-    ProgramModel(engine, memory, base_address=0x1000).run_at(compiled.programs[0].address)
-    for node in network.nodes:
-        layout = compiled.layouts[node.output]
-        start = layout.address - compiled.base_address
-        codes = compiled.read_tensor(node.output, memory[start : start + layout.n_bytes])
-        assert np.array_equal(codes, wanted[node.output]), node.name
+    with GoldenAccelerator(config, n_bytes=0x1000 + compiled.n_bytes) as core:
+        found = run_network(core, compiled, {name: x}).codes
+    for tensor, codes in wanted.items():
+        assert np.array_equal(found[tensor], codes), tensor
 
 
 def folded_network(engine: EngineConfig, fold: int, width: int = 12) -> Network:

@@ -19,6 +19,7 @@ from pruning.networks.affine import Affine, Term, Window, added, skip
 from pruning.networks.importer import import_model
 from pruning.networks.integers import quantise_network
 from pruning.patterns.pattern import Projection
+from tests.test_network import compare
 
 ENGINE = load_config("v16x4m").engine
 
@@ -166,12 +167,15 @@ def channels_last(x: Tensor) -> np.ndarray:
     return values[:, None] if values.ndim == 3 else values
 
 
+def input_codes(network: Network, x: Tensor) -> np.ndarray:
+    tensor = network.tensors["input"]
+    return quantise_activations(ENGINE, channels_last(x), tensor.scale, tensor.signed)
+
+
 def integers(model: nn.Module, x: Tensor) -> tuple[Network, dict[str, np.ndarray]]:
     """The network in integers, and its tensors as float values."""
     network = quantise_network(ENGINE, import_model(model, x))
-    tensor = network.tensors["input"]
-    codes = quantise_activations(ENGINE, channels_last(x), tensor.scale, tensor.signed)
-    found = execute(ENGINE, network, {"input": codes})
+    found = execute(ENGINE, network, {"input": input_codes(network, x)})
     return network, {name: found[name] * network.tensors[name].scale for name in found}
 
 
@@ -183,6 +187,7 @@ def test_integers_follow_the_float_model(case):
     model = trained(build(), shape)
     x = torch.randn(8, *shape)
     network, values = integers(model, x)
+    compare(ENGINE, network, "input", input_codes(network, x))
     wanted = model(x).detach().numpy()
     found = values[network.outputs[0]].reshape(wanted.shape)
     assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
@@ -376,6 +381,35 @@ def test_products_that_are_not_supported():
     flat = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Flatten(), nn.Sigmoid()).eval()
     with raises("operator sigmoid.default in '2' is not supported on what was flattened"):
         import_model(flat, torch.randn(2, 3, 5, 5))
+
+
+def test_weights_that_one_array_holds_are_several_layers():
+    """Pieces of a convolution of groups, and one convolution at two places."""
+
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Conv2d(64, 8, 5, groups=2, padding=2, bias=False)
+            self.b = nn.Conv2d(3, 3, 3, padding=1)
+            self.c = nn.Conv2d(3, 64, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(self.c(self.b(self.b(x))))
+            return functional.max_pool2d(y.relu(), 1, 2).permute(0, 2, 3, 1)
+
+    torch.manual_seed(0)
+    model = Shared().eval()
+    x = torch.randn(4, 3, 6, 6)
+    engine = dataclasses.replace(load_config("tiny").engine, max_pooling=True)
+    network = quantise_network(engine, import_model(model, x))
+    names = [node.layer for node in network.nodes]
+    assert len(set(names)) == len(names) and len([n for n in names if n.startswith("a")]) > 1
+    codes = input_codes(network, x)
+    compare(engine, network, "input", codes)
+    name = network.outputs[0]
+    found = execute(engine, network, {"input": codes})[name] * network.tensors[name].scale
+    wanted = model(x).detach().numpy()
+    assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
 
 
 def test_a_model_in_training():

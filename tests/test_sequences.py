@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from gshw.config import Config, load_config
 from gshw.drivers.golden import GoldenAccelerator
+from gshw.encoding import decode_weights
 from gshw.errors import GshwError
 from gshw.network.artefact import load_network, save_network
 from gshw.network.compile import compile_network
@@ -28,7 +29,7 @@ from gshw.network.host import (
     lstm_tables,
 )
 from gshw.network.run import run_network
-from gshw.quantise import to_fixed
+from gshw.quantise import quantise_activations, to_fixed
 from pruning.networks.importer import import_model
 from pruning.networks.integers import quantise_network
 from pruning.patterns.pattern import Projection
@@ -128,15 +129,15 @@ def test_a_translation_follows_torch():
     found = execute(CONFIG.engine, network, {"input": as_codes(tokens)})
     wanted = model(tokens)
     same = [
-        np.array_equal(found[name][:, 0, :, 0], want.numpy())
+        found[name][:, 0, :, 0] == want.numpy()
         for name, want in zip(network.outputs, wanted, strict=True)
     ]
-    first = found[network.outputs[0]][:, 0, :, 0]
-    assert (first == wanted[0].numpy()).mean() > 0.8 and len(same) == 4
+    # What follows a different token is another translation.
+    assert same[0].mean() > 0.8 and np.mean(same) > 0.5
     for name in ("lstm.gates.0", "lstm.reverse.gates.6", "lstm_3.gates.6", "lstm_4.gates.0"):
         values = floats.tensors[name].values[:, :, 0, 0].numpy()
         codes = found[name][:, 0, 0] * network.tensors[name].scale
-        assert np.corrcoef(codes.ravel(), values.ravel())[0, 1] > 0.99, name
+        assert np.abs(codes - values).max() < 0.1 * np.abs(values).max(), name
 
 
 def test_steps_share_their_layers():
@@ -189,8 +190,79 @@ def test_masks_of_recurrent_weights_are_kept():
     network = quantise_network(CONFIG.engine, import_model(model, tokens), {name: projection})
     layers = {n.layer for n in network.matrices if n.layer.startswith("lstm_6.gates")}
     (layer,) = (network.layers[name] for name in layers)
-    blocks = layer.value[..., 0]
-    assert 0.9 * mask.sum() < np.count_nonzero(blocks) - 96 * 24 * 0.98 < mask.sum() + 96 * 24
+    codes = decode_weights(CONFIG.engine, layer)[:, :48]
+    assert not codes[~mask].any() and np.count_nonzero(codes) > 0.9 * mask.sum()
+
+
+class Two(nn.Module):
+    """Two recurrent layers; the second reads the first's outputs, and an embedding is added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 8)
+        self.a, self.b = (nn.LSTM(8, 8, batch_first=True) for _ in range(2))
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        x = self.embed(tokens)
+        y = self.b(self.a(self.b(x)[0])[0])[0]
+        return self.fc(y), self.fc(y + x)
+
+
+def test_one_layer_over_tensors_of_different_ranges():
+    """A shared weight must not cost the wider tensor its range."""
+    torch.manual_seed(1)
+    model = Two().eval()
+    tokens = torch.randint(9, (16, 4))
+    network = integers(model, tokens)
+    found = execute(CONFIG.engine, network, {"input": as_codes(tokens)})
+    for name, want in zip(network.outputs, model(tokens), strict=True):
+        values = found[name][:, 0] * network.tensors[name].scale
+        assert np.abs(values - want.detach().numpy()).max() < 0.05 * float(want.abs().max())
+    embedding = network.tensors[next(n for n in network.tensors if "embed" in n)]
+    assert embedding.scale * 127 > 1.5
+
+
+def test_float_input_of_a_recurrent_layer_and_of_attention():
+    class Direct(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(8, 6, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.lstm(x)[0]
+            return functional.scaled_dot_product_attention(y, y, y)
+
+    torch.manual_seed(0)
+    model = Direct().eval()
+    x = torch.randn(16, 3, 8)
+    network = quantise_network(CONFIG.engine, import_model(model, x))
+    tensor = network.tensors["input"]
+    assert (tensor.size, tensor.channels) == ((1, 3), 8)
+    codes = quantise_activations(CONFIG.engine, x.numpy()[:, None], tensor.scale, tensor.signed)
+    found = execute(CONFIG.engine, network, {"input": codes})[network.outputs[0]][:, 0]
+    wanted = model(x).detach().numpy()
+    values = found * network.tensors[network.outputs[0]].scale
+    assert np.abs(values - wanted).max() < 0.05
+
+
+def test_two_tables_of_one_weight():
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(9, 8))
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            one = functional.embedding(tokens, self.weight)
+            return one + functional.embedding(tokens, self.weight * 2.5 + 1)
+
+    torch.manual_seed(0)
+    model, tokens = Scaled().eval(), torch.randint(9, (4, 5))
+    network = integers(model, tokens)
+    name = network.outputs[0]
+    found = execute(CONFIG.engine, network, {"input": as_codes(tokens)})[name][:, 0]
+    wanted = model(tokens).detach().numpy()
+    assert np.abs(found * network.tensors[name].scale - wanted).max() < 0.2
 
 
 class Other(nn.Module):
@@ -201,6 +273,8 @@ class Other(nn.Module):
         self.kind = kind
         self.embed = nn.Embedding(9, 8)
         self.lstm = nn.LSTM(8, 8, batch_first=kind != 0)
+        self.linear = nn.Linear(8, 4)
+        self.conv = nn.Conv1d(8, 8, 1)
         self.zeros = nn.Buffer(torch.zeros(1, 1, 8))
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -213,7 +287,21 @@ class Other(nn.Module):
             case 4:
                 return self.lstm(x)[0].argmax(1)
             case 5:
-                return self.lstm(self.embed(torch.arange(3)[None]) + x)[0]
+                return self.lstm(self.embed(torch.arange(8)[None]) + x)[0]
+            case 6:
+                return functional.scaled_dot_product_attention(*[x[:, None]] * 3)
+            case 7:
+                return self.linear(self.lstm(x)[1][0])
+            case 8:
+                h, c = self.lstm(x)[1]
+                return self.lstm(x, (c, h))[0]
+            case 9:
+                return self.lstm(self.conv(x.transpose(1, 2)))[0]
+            case 10:
+                y = self.conv(x.transpose(1, 2))
+                return functional.scaled_dot_product_attention(y, y, y)
+            case 11:
+                return self.embed(tokens.flatten(1))
         return self.lstm(x)[0]
 
 
@@ -222,14 +310,56 @@ class Other(nn.Module):
     [
         (0, "operator lstm.input in 'lstm' is not supported without batch_first, or with a "),
         (1, "operator lstm.input in 'lstm' is not supported that begins with a constant but 0"),
-        (2, "operator scaled_dot_product_attention.default at the top of the model is not "),
+        (
+            2,
+            "operator scaled_dot_product_attention.default at the top of the model is not "
+            "supported with a mask, dropout or groups",
+        ),
         (4, "operator argmax.default at the top of the model is not supported but along the "),
+        (7, "getitem_1: the state of an LSTM may only go into another one"),
+        (8, "operator lstm.input in 'lstm' is not supported but with both states of one LSTM"),
+        (9, "operator lstm.input in 'lstm' is not supported along an axis of pixels"),
+        (
+            10,
+            "operator scaled_dot_product_attention.default at the top of the model is not "
+            "supported along an axis of pixels",
+        ),
+        (11, "operator flatten.using_ints at the top of the model is not supported on what was "),
         (5, "operator embedding.default in 'embed' is not supported of several constant tokens"),
     ],
 )
 def test_what_is_not_supported(kind, message):
     with raises(message):
-        import_model(Other(kind).eval(), torch.randint(9, (1, 3)))
+        import_model(Other(kind).eval(), torch.randint(9, (1, 8)))
+
+
+def test_tokens_that_are_none():
+    model = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 8)).eval()
+    with raises("embedding cannot be computed: index out of range in self"):
+        import_model(model, torch.full((1, 3), 12))
+    with raises("input: token numbers must be of shape (samples, steps), not (4,)"):
+        import_model(model, torch.zeros(4, dtype=torch.long))
+    network = integers(model, torch.zeros(1, 3, dtype=torch.long))
+    for token in (9, -1):
+        codes = np.full((1, 1, 3, 1), token)
+        with raises(f"node 'embedding': tokens must be from 0 to 8, not {token}"):
+            execute(CONFIG.engine, network, {"input": codes})
+
+
+def test_nothing_for_the_engine():
+    network = integers(nn.Embedding(9, 8).eval(), torch.zeros(1, 3, dtype=torch.long))
+    with raises("the network has nothing for the engine: no matrix"):
+        compile_network(CONFIG, network)
+
+
+def test_a_factor_that_no_integers_stand_for():
+    class Negative(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.scaled_dot_product_attention(x, x, x, scale=-1.0)
+
+    floats = import_model(Negative().eval(), torch.randn(2, 3, 4))
+    with raises("node 'scaled_dot_product_attention': output scale must be positive"):
+        quantise_network(CONFIG.engine, floats)
 
 
 # --- what does not fit -----------------------------------------------------------------------
@@ -250,7 +380,12 @@ def host_network(**changes) -> Network:
     )
     node = dataclasses.replace(node, **changes)
     return Network(
-        tensors=tensors, nodes=(node,), layers={}, inputs=("x",), outputs=("y",), tables={}
+        tensors=tensors,
+        nodes=(node,),
+        layers={},
+        inputs=("x",),
+        outputs=("y",),
+        tables={"floats": np.zeros(3)},
     )
 
 
@@ -258,7 +393,20 @@ def host_network(**changes) -> Network:
     ("changes", "message"),
     [
         ({"function": "sing"}, "node 'node': function must be one of lstm_cell, embedding, "),
-        ({"tables": ("t",)}, "node 'node' names the table 't', which there is not"),
+        ({"tables": ("t",)}, "node 'node': fill has 1 sources, 1 targets, 0 tables and the numb"),
+        ({"numbers": {}}, "node 'node': fill has 1 sources, 1 targets, 0 tables and the numbers c"),
+        (
+            {"function": "embedding", "numbers": {}, "tables": ("t",)},
+            "node 'node' names the table 't', which there is not",
+        ),
+        (
+            {"function": "embedding", "numbers": {}, "tables": ("floats",)},
+            "table 'floats' must hold integers",
+        ),
+        (
+            {"targets": (Source("y", start=(0, -1), size=(1, 1)),)},
+            "node 'node': tensor 'y' has no such pixels or channels",
+        ),
         ({"sources": (Source("y"),)}, "node 'node' reads 'y' before it is written"),
         ({"targets": (Source("x"),)}, "node 'node': tensor 'x' is written twice"),
         (

@@ -16,7 +16,7 @@ from gshw.network.graph import HostNode, MatrixNode, Network, Source, Tensor
 from gshw.transfers import TensorLayout
 
 FORMAT = "gshw-compiled-network"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _SEGMENT = "segment."
 _TABLE = "table."
 
@@ -93,7 +93,7 @@ def load_network(path: Path | str, config: Config) -> CompiledNetwork:
             provenance=json.loads(metadata["provenance"]),
             tables={name: tensors[f"{_TABLE}{name}"] for name in data["tables"]},
         )
-        return CompiledNetwork(
+        compiled = CompiledNetwork(
             config=config,
             network=network,
             n_samples=program["n_samples"],
@@ -106,10 +106,27 @@ def load_network(path: Path | str, config: Config) -> CompiledNetwork:
             n_bytes=program["n_bytes"],
             nodes=tuple(_program(node) for node in program["nodes"]),
         )
+        _check_programs(compiled)
+        return compiled
     except GshwError as error:
         raise GshwError(f"{path}: {error}") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise GshwError(f"{path}: metadata is incomplete: {error}") from None
+
+
+def _check_programs(compiled: CompiledNetwork) -> None:
+    """Refuse programs and layouts that are not the network's."""
+    network = compiled.network
+    if [node.name for node in compiled.nodes] != [node.name for node in network.matrices]:
+        raise GshwError("programs must be those of the network's matrices, in order")
+    numbers = [node.program for node in compiled.nodes]
+    names = [segment.name for segment in compiled.segments]
+    wanted = [f"program.{n}" for n in range(max(numbers, default=-1) + 1)]
+    if numbers != sorted(numbers) or min(numbers, default=-1) or names[: len(wanted)] != wanted:
+        raise GshwError("segments must begin with the programs, in order")
+    tensors = {name for name, tensor in network.tensors.items() if not tensor.host}
+    if set(compiled.layouts) != tensors:
+        raise GshwError("layouts must be those of the core's tensors")
 
 
 def _node(entry: dict) -> MatrixNode | HostNode:

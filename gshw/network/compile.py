@@ -1,4 +1,4 @@
-"""From an integer network to one program and its memory."""
+"""From an integer network to programs and their memory."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -172,6 +172,8 @@ def compile_network(
     engine = config.engine
     network.check_config(engine)
     check_base_address(base_address)
+    if not network.matrices:
+        raise GshwError("the network has nothing for the engine: no matrix")
     planner, planned = _Planner(config, network, n_samples), []
     for node in network.matrices:
         on_node(node.name)

@@ -135,7 +135,10 @@ def run_host_node(
     """
     sources = [codes[s.tensor][s.index(network.tensors[s.tensor])] for s in node.sources]
     tables = [network.tables[name] for name in node.tables]
-    found = FUNCTIONS[node.function](sources, tables, node.numbers)
+    try:
+        found = FUNCTIONS[node.function](sources, tables, node.numbers)
+    except GshwError as error:
+        raise GshwError(f"node {node.name!r}: {error}") from None
     for target, values in zip(node.targets, found, strict=True):
         tensor = network.tensors[target.tensor]
         place = codes[target.tensor][target.index(tensor)]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gshw.config import EngineConfig
 from gshw.encoding import EncodedLayer
 from gshw.errors import GshwError
-from gshw.network.host import FUNCTIONS
+from gshw.network.host import FUNCTIONS, NEEDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +83,11 @@ class Source:
 
     def pixels_of(self, tensor: Tensor) -> tuple[slice, slice]:
         """Slices of lines and pixels that are read."""
-        stop = tensor.size if self.size is None else tuple(map(sum, zip(self.start, self.size)))
-        rows, columns = map(slice, self.start, stop, self.step)
+        size = self.size or tensor.size
+        rows, columns = (
+            slice(start, start + extent, step)
+            for start, extent, step in zip(self.start, size, self.step, strict=True)
+        )
         return rows, columns
 
     def index(self, tensor: Tensor) -> tuple[slice, slice, slice, slice]:
@@ -95,8 +98,13 @@ class Source:
     def fits(self, tensor: Tensor) -> bool:
         """Whether all of it is in the tensor."""
         size = self.size or (1, 1)
-        inside = all(a + b <= c for a, b, c in zip(self.start, size, tensor.size, strict=True))
-        return inside and self.channels_of(tensor).stop <= tensor.channels
+        inside = all(
+            a >= 0 and b >= 1 and a + b <= c
+            for a, b, c in zip(self.start, size, tensor.size, strict=True)
+        )
+        channels = self.channels_of(tensor)
+        whole = 0 <= channels.start < channels.stop <= tensor.channels
+        return inside and whole and min(self.step) >= 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,9 +249,19 @@ class Network:
                 f"node {node.name!r}: function must be one of {', '.join(FUNCTIONS)}, "
                 f"not {node.function!r}"
             )
+        found = len(node.sources), len(node.targets), len(node.tables), frozenset(node.numbers)
+        wanted = NEEDS[node.function]
+        if found != wanted:
+            raise GshwError(
+                f"node {node.name!r}: {node.function} has {wanted[0]} sources, "
+                f"{wanted[1]} targets, {wanted[2]} tables and the numbers "
+                f"{', '.join(sorted(wanted[3])) or 'none'}"
+            )
         for name in node.tables:
             if name not in self.tables:
                 raise GshwError(f"node {node.name!r} names the table {name!r}, which there is not")
+            if not np.issubdtype(self.tables[name].dtype, np.integer):
+                raise GshwError(f"table {name!r} must hold integers")
 
     def _tensor(self, who: str, name: str) -> Tensor:
         if name not in self.tensors:
@@ -253,6 +271,8 @@ class Network:
     def _check_matrix(self, node: MatrixNode) -> None:
         layer = self.layers[node.layer]
         geometry, stage = layer.geometry, layer.requantisation
+        if node.fold > 1 and geometry.unfold:
+            raise GshwError(f"node {node.name!r}: a folded line must not be unfolded, too")
         output = self.tensors[node.output]
         channels = [part.channels for part in geometry.parts] or [geometry.in_channels]
         sources = [(source, self.tensors[source.tensor]) for source in node.sources]

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from gshw.errors import GshwError
+
 Codes = NDArray[np.int64]
 Function = Callable[[Sequence[Codes], Sequence[Codes], Mapping[str, int]], list[Codes]]
 
@@ -77,6 +79,10 @@ def embedding(
     sources: Sequence[Codes], tables: Sequence[Codes], numbers: Mapping[str, int]
 ) -> list[Codes]:
     """Rows of a table by number; one source, of one channel."""
+    low, high = int(sources[0].min()), int(sources[0].max())
+    if low < 0 or high >= len(tables[0]):
+        wrong = low if low < 0 else high
+        raise GshwError(f"tokens must be from 0 to {len(tables[0]) - 1}, not {wrong}")
     return [tables[0][sources[0][..., 0]].astype(np.int64)]
 
 
@@ -171,3 +177,14 @@ FUNCTIONS: dict[str, Function] = {
     "multiply": multiply,
     "attention": attention,
 }
+
+NEEDS: dict[str, tuple[int, int, int, frozenset[str]]] = {
+    "lstm_cell": (2, 2, 3, frozenset(("low", "output_bits"))),
+    "embedding": (1, 1, 1, frozenset()),
+    "argmax": (1, 1, 0, frozenset()),
+    "fill": (1, 1, 0, frozenset(("value", "width", "channels"))),
+    "table": (1, 1, 1, frozenset(("low",))),
+    "multiply": (2, 1, 0, frozenset(("multiplier", "shift", "low", "high"))),
+    "attention": (3, 1, 1, frozenset(("multiplier", "shift"))),
+}
+"""How many sources, targets and tables each function has, and its numbers."""

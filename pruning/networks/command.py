@@ -1,4 +1,4 @@
-"""``gshw compile``: from a torch model to one program."""
+"""``gshw compile``: from a torch model to programs."""
 
 import argparse
 import shlex
@@ -38,6 +38,7 @@ from pruning.runs.loading import (
     pruned_masks,
 )
 from pruning.runs.options import check_plot, resolve_recipe
+from pruning.settings import QuantisationChoice
 
 
 def masks_of(
@@ -65,11 +66,13 @@ def masks_of(
     """
     kept: dict[str, Projection] = {}
     if weights is not None:
-        found, skipped = find_weights(config.engine, model, samples)
+        try:
+            found, skipped = find_weights(config.engine, model, samples)
+        except GshwError:
+            # Without a weight that can be pruned there are no masks, which is no mistake here.
+            found, skipped = [], {}
         pattern = None if recipe is None else recipe.pattern
-        kept = kept_masks(weights, model, pattern, found, skipped)
-        if recipe is None:
-            kept = pruned_masks(weights, found) | kept
+        kept = pruned_masks(weights, found) | kept_masks(weights, model, pattern, found, skipped)
     if recipe is not None:
         pruner = prune(model, recipe, calibration=[samples], example=samples, keep=kept)
         kept = pruner.projections
@@ -121,15 +124,22 @@ def compile_command(
     check_plot(arguments.plot)
     config = load_config(arguments.config)
     recipe = _recipe(arguments)
+    seed = arguments.seed
+    if seed is None:
+        seed = 0 if recipe is None else recipe.seed
+    choice = QuantisationChoice() if recipe is None else recipe.quantisation
+    if choice.weight_width not in (None, config.engine.weight_width):
+        raise GshwError(
+            f"[quantisation] weight_width must be the engine's {config.engine.weight_width} here, "
+            f"not {choice.weight_width}"
+        )
     if arguments.calibration is None and arguments.input_shape is None:
         raise GshwError("needs --calibration FILE, or --input-shape C,H,W for random samples")
-    torch.manual_seed(arguments.seed)
+    torch.manual_seed(seed)
     model = load_factory(arguments.factory).eval()
     if arguments.weights is not None:
         load_weights(model, arguments.weights)
-    samples = load_samples(
-        arguments.calibration, arguments.input_shape, arguments.seed, arguments.tokens
-    )
+    samples = load_samples(arguments.calibration, arguments.input_shape, seed, arguments.tokens)
     with progress_bar(Console(stderr=True)) as progress:
         task = progress.add_task("prune" if recipe else "import", total=None)
 
@@ -138,10 +148,13 @@ def compile_command(
 
         masks = masks_of(config, model, samples, recipe, arguments.weights)
         tell("import")
+        floats = import_model(model, samples, choice.activations, choice.percentile)
+        read = {term.key for node in floats.matrices for term in node.affine.terms}
         network = quantise_network(
             config.engine,
-            import_model(model, samples),
-            masks,
+            floats,
+            # What the model never uses has no place in it.
+            {name: mask for name, mask in masks.items() if name in read},
             provenance={"command": shlex.join(["gshw", *arguments.raw])},
             on_node=lambda name: tell(f"encode {name}"),
         )
@@ -180,8 +193,8 @@ def compile_command(
     same = True
     if arguments.run is not None:
         data["run"] = run_and_compare(
-            console, arguments.run, compiled, arguments.seed, top_verilog, model=memory
+            console, arguments.run, compiled, seed, top_verilog, model=memory
         )
         same = not data["run"]["differs"]
-    write_record(arguments.json, config, arguments.raw, arguments.seed, data)
+    write_record(arguments.json, config, arguments.raw, seed, data)
     return same

@@ -15,6 +15,7 @@ from torch.export.graph_signature import InputKind
 from gshw.errors import GshwError
 from gshw.network.graph import Source
 from gshw.quantise import RangeMethod, activation_range
+from pruning.checks import first_line
 from pruning.networks.affine import POINT, Affine, Pair, Term, Window, added, skip
 from pruning.networks.float_graph import FloatHostNode, FloatNetwork, FloatNode, FloatTensor
 from pruning.networks.sequences import SequenceRules
@@ -51,6 +52,13 @@ _TABLES = (
     aten.leaky_relu.default,
 )
 
+_CHANNELS_LAST = (
+    aten.linear.default,
+    aten.lstm.input,
+    aten.scaled_dot_product_attention.default,
+)
+"""Operators whose inputs have their channels in the last axis."""
+
 _ORIGINAL = ".parametrizations.weight.original"
 
 
@@ -68,6 +76,8 @@ class Value:
         Of the channels in torch's shape; the pixels are the others but the first.
     flattened
         Channels and pixels (c, h, w) that torch has made one axis.
+    is_state
+        Of an LSTM: only another LSTM can read it.
     pieces
         Tensors whose channels follow each other, where the affine only puts them side by side.
     """
@@ -77,6 +87,7 @@ class Value:
     axis: int
     flattened: tuple[int, int, int] | None = None
     pieces: tuple[str, ...] = ()
+    is_state: bool = False
 
 
 def _pair(value: Any, fill: int, *, flat: bool) -> Pair:
@@ -175,7 +186,7 @@ class Importer:
         if not self.example.is_floating_point():
             return self._sequences.tokens(self.first_input, self.example)
         nonnegative = bool(self.example.min() >= 0)
-        last = any(user.target is aten.linear.default for user in node.users)
+        last = any(user.target in _CHANNELS_LAST for user in node.users)
         axis = self.example.ndim - 1 if last else 1
         return self._new_tensor(node, "input", axis, nonnegative=nonnegative)
 
@@ -186,7 +197,10 @@ class Importer:
         arguments, options = of(node.args), of(node.kwargs)
         if _is_in_place(node):
             arguments = (arguments[0].clone(), *arguments[1:])
-        return node.target(*arguments, **options)
+        try:
+            return node.target(*arguments, **options)
+        except (IndexError, RuntimeError) as error:
+            raise GshwError(f"{node.name} cannot be computed: {first_line(error)}") from None
 
     def _interpret(self, node: fx.Node) -> Value:
         rule = self._rules.get(node.target)
@@ -208,6 +222,8 @@ class Importer:
     def value(self, node: Any) -> Value:
         if node not in self.values:
             raise GshwError(f"{node} must be computed from the input, not be a constant")
+        if self.values[node].is_state:
+            raise GshwError(f"{node}: the state of an LSTM may only go into another one")
         return self.values[node]
 
     # --- tensors -------------------------------------------------------------------------------
@@ -343,8 +359,8 @@ class Importer:
         self.materialised(source)
         value = self.values[source]
         before, after = self.floats[source].shape, self.floats[node].shape
-        if value.flattened is not None:
-            raise self.unsupported(node, " on what was flattened")
+        if value.flattened is not None or not value.axis:
+            raise self.unsupported(node, " on what was flattened, or on tokens")
         pixels = [n for axis, n in enumerate(before) if axis not in (0, value.axis)]
         kept = [n for axis, n in enumerate(after) if axis and n != 1]
         if after[0] == before[0] and kept == [n for n in before[1:] if n != 1]:
@@ -560,6 +576,8 @@ class Importer:
         sizes = {self.tensors[name].size for name in names}
         channels = {self.tensors[name].channels for name in names}
         same_axis = a.axis == b.axis and self.floats[one].ndim == self.floats[other].ndim
+        if a.flattened is not None or b.flattened is not None:
+            raise self.unsupported(node, " on what was flattened")
         if not same_axis or len(channels) > 1 or len(sizes - {(1, 1)}) > 1:
             raise self.unsupported(node, " of two shapes")
         name = self.name(node)
@@ -595,7 +613,7 @@ class Importer:
             weight=np.ones((channels, 1, *kernel)),
             groups=channels,
             window=window,
-        )
+        ).normal()
         affine = Affine(terms=(term,), bias=np.zeros(channels), maximum=True)
         return Value(affine, None, self.values[node.args[0]].axis)
 

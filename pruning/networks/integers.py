@@ -19,7 +19,7 @@ from gshw.quantise import accumulator_scales, activation_scale, least_scale, to_
 from gshw.row_order import choose_row_order
 from pruning.networks.affine import Affine, Term, main_window, skip
 from pruning.networks.float_graph import FloatHostNode, FloatNetwork, FloatNode, FloatTensor
-from pruning.networks.host_nodes import host_node
+from pruning.networks.host_nodes import HostNodes
 from pruning.patterns.pattern import Projection
 
 MAX_REPEATS = 4
@@ -57,16 +57,16 @@ def quantise_network(
     network = split_windows(config, network)
     tensors = _tensors(config, network)
     layers: dict[str, EncodedLayer] = {}
-    tables: dict[str, NDArray] = {}
+    hosts = HostNodes(config, tensors)
     shared: dict[tuple, str] = {}
     nodes: list[MatrixNode | HostNode] = []
     for node in network.nodes:
         on_node(node.name)
         if isinstance(node, FloatHostNode):
-            nodes.append(host_node(config, node, tensors, tables))
+            nodes.append(hosts.make(node))
             continue
         for piece, first in split_groups(config, node):
-            known = (*_identity(piece, tensors), tensors[node.name].scale)
+            known = _identity(network, piece, tensors, tensors[node.name])
             name = shared.get(known)
             if name is None:
                 layer = _encode(config, network, piece, tensors, projections, node.name)
@@ -80,28 +80,31 @@ def quantise_network(
         inputs=network.inputs,
         outputs=network.outputs,
         provenance=dict(provenance or {}),
-        tables=tables,
+        tables=hosts.tables,
     )
 
 
 def _matrix_of(term: Term) -> tuple:
     """What says which matrix a term has: where its weight lies, or the weight without a name."""
-    weight = term.weight
-    while isinstance(weight.base, np.ndarray):
-        weight = weight.base
-    known = id(weight) if term.key else hashlib.sha256(np.ascontiguousarray(term.weight)).digest()
-    first = term.first if term.groups > 1 else 0
-    return known, term.columns, term.channels, term.groups, first, term.window, term.tap
+    if term.key is None:
+        known = hashlib.sha256(np.ascontiguousarray(term.weight)).digest()
+    else:
+        place = term.weight.__array_interface__
+        known = place["data"], place["shape"], place["strides"]
+    return known, term.columns, term.channels, term.groups, term.window, term.tap
 
 
-def _identity(node: FloatNode, tensors: Mapping[str, Tensor]) -> tuple:
+def _identity(
+    network: FloatNetwork, node: FloatNode, tensors: Mapping[str, Tensor], output: Tensor
+) -> tuple:
     """What two nodes have in common that are one layer."""
     terms = node.affine.terms
+    ends = output.scale, output.signed, _may_unfold(network, node)
     scales = [(tensors[name].scale, tensors[name].signed) for name in _read(node)]
     sizes = [term.size or tensors[term.tensor].size for term in terms]
     parts = map(_matrix_of, terms)
     bias = node.affine.bias.tobytes()
-    return (*parts, *scales, *sizes, bias, node.low, node.high, node.affine.maximum)
+    return (*parts, *scales, *sizes, *ends, bias, node.low, node.high, node.affine.maximum)
 
 
 def _read(node: FloatNode | FloatHostNode) -> list[str]:
@@ -234,11 +237,13 @@ class _Ties:
     """Tensors that must have one scale, because one layer or one table serves them all."""
 
     def __init__(self, network: FloatNetwork) -> None:
+        self._tensors = network.tensors
         self._parent = {name: name for name in network.tensors}
+        self._members = {name: [name] for name in network.tensors}
         by_keys: dict[tuple, FloatNode | FloatHostNode] = {}
         for node in network.nodes:
             if isinstance(node, FloatHostNode):
-                known = (node.function, node.key) if node.key is not None else None
+                known = (node.function, id(node.table)) if node.key is not None else None
                 if node.function == "attention":
                     self._tie(node.targets[0].tensor, node.sources[2].tensor)
             else:
@@ -261,7 +266,15 @@ class _Ties:
         return name
 
     def _tie(self, one: str, two: str) -> None:
-        self._parent[self.of(two)] = self.of(one)
+        """Not where one has the scale of a fraction, and the other needs more."""
+        one, two = self.of(one), self.of(two)
+        if one == two:
+            return
+        both = [self._tensors[name] for name in self._members[one] + self._members[two]]
+        if any(t.fraction for t in both) and max(t.magnitude for t in both) > 1:
+            return
+        self._parent[two] = one
+        self._members[one] += self._members.pop(two)
 
 
 def _written(node: FloatNode | FloatHostNode) -> str:
@@ -532,8 +545,13 @@ def _geometry(
         dilation=(window.dilation[0], window.dilation[1] // fold),
         parts=() if single else tuple(parts),
     )
-    term = node.affine.terms[0]
-    readers = [other for other in network.nodes if term.tensor in _read(other)]
-    if single and term.tensor in network.inputs and len(readers) == 1 and term.step == (1, 1):
+    if single and fold == 1 and _may_unfold(network, node):
         return plain.unfolded_if_smaller(config)
     return plain
+
+
+def _may_unfold(network: FloatNetwork, node: FloatNode) -> bool:
+    """Whether the node is the only one to read an input, whole."""
+    term = node.affine.terms[0]
+    readers = [other for other in network.nodes if term.tensor in _read(other)]
+    return term.tensor in network.inputs and len(readers) == 1 and term.step == (1, 1)

@@ -64,7 +64,7 @@ def _draw_roofline(axis: Axes, config: Config, reports: Sequence[NodeReport]) ->
     n_bytes, peak = config.bus.data_bytes, config.engine.macs_per_cycle
     intensities = []
     for bound, colour in _COLOURS.items():
-        mine = [report for report in reports if report.bound is bound]
+        mine = [r for r in reports if r.bound is bound and r.needed and r.bytes_read]
         if not mine:
             continue
         work = np.array([report.needed * peak for report in mine])
@@ -72,6 +72,8 @@ def _draw_roofline(axis: Axes, config: Config, reports: Sequence[NodeReport]) ->
         speed = work / np.array([report.cycles for report in mine])
         intensities += list(work / moved)
         axis.scatter(work / moved, speed, s=18, color=colour, label=f"bound by {bound.value}")
+    if not intensities:
+        return
     x = np.geomspace(min(intensities) / 2, 2 * max(max(intensities), peak / n_bytes), 200)
     axis.plot(x, np.minimum(peak, x * n_bytes), color="grey", linestyle=":", label="roof")
     axis.set_xscale("log")

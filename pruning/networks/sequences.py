@@ -6,7 +6,7 @@ input and the output before, and what joins them on the host.
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from gshw.errors import GshwError
 from gshw.network.graph import Source
 from pruning.networks.affine import Affine, Term, skip
 from pruning.networks.float_graph import FloatHostNode, FloatNode, FloatTensor
@@ -86,7 +87,18 @@ class SequenceRules:
     # --- tensors -------------------------------------------------------------------------------
 
     def tokens(self, name: str, values: Tensor) -> "Value":
-        """A tensor of token numbers, shape (n_samples, steps)."""
+        """A tensor of token numbers, shape (n_samples, steps).
+
+        Raises
+        ------
+        GshwError
+            For another shape.
+        """
+        if values.ndim != 2:
+            raise GshwError(
+                f"{name}: token numbers must be of shape (samples, steps), not "
+                f"{tuple(values.shape)}"
+            )
         self._add_host_tensor(name, values[:, None, None, :])
         return self._value(skip(name, 1), name, 0)
 
@@ -138,6 +150,8 @@ class SequenceRules:
         importer = self._importer
         table, tokens = importer.array(node.args[0]), node.args[1]
         numbers = importer.floats[tokens]
+        if numbers.ndim != 2:
+            raise importer.unsupported(node, f" of token numbers of shape {tuple(numbers.shape)}")
         if tokens in importer.values:
             source = importer.materialised(tokens)
         else:
@@ -192,6 +206,8 @@ class SequenceRules:
             raise importer.unsupported(node, " with a mask, dropout or groups")
         if importer.floats[node].ndim != 3:
             raise importer.unsupported(node, " of several heads")
+        if any(importer.value(argument).axis != 2 for argument in node.args[:3]):
+            raise importer.unsupported(node, " along an axis of pixels")
         names = [importer.materialised(argument) for argument in node.args[:3]]
         values = importer.floats[node]
         name = importer.name(node)
@@ -215,9 +231,11 @@ class SequenceRules:
         """Of an LSTM: its outputs, or one of its states, which only an LSTM may read."""
         source, index = node.args
         assert isinstance(source, fx.Node), "what is taken apart is a result"
-        if index:
-            self._states[node] = self._states[source]
-        return self._importer.values[source]
+        value = self._importer.values[source]
+        if not index:
+            return value
+        self._states[node] = self._states[source]
+        return replace(value, is_state=True)
 
     def _lstm(self, node: fx.Node) -> "Value":
         importer = self._importer
@@ -227,6 +245,8 @@ class SequenceRules:
         n_directions = 2 if both_ways else 1
         if not batch_first or len(parameters) != n_layers * n_directions * per_layer:
             raise importer.unsupported(node, " without batch_first, or with a projection")
+        if importer.value(x).axis != 2:
+            raise importer.unsupported(node, " along an axis of pixels")
         name = importer.name(node)
         inputs = importer.pieces(x)
         values = importer.floats[x]
@@ -266,7 +286,10 @@ class SequenceRules:
         self, node: fx.Node, states: list[fx.Node], place: int, n_samples: int, width: int
     ) -> _State:
         """State of a layer and direction before the first step."""
-        if states[0] in self._states:
+        if any(state in self._states for state in states):
+            places = [state.args for state in states]
+            if [index for _, index in places] != [1, 2] or places[0][0] is not places[1][0]:
+                raise self._importer.unsupported(node, " but with both states of one LSTM")
             return self._states[states[0]][place]
         if any(self._importer.floats[state].any() for state in states):
             raise self._importer.unsupported(node, " that begins with a constant but 0")

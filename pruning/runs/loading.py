@@ -135,8 +135,12 @@ def pruned_masks(path: Path, weights: Sequence[PrunableWeight]) -> dict[str, Pro
             text = (archive.metadata() or {}).get(ROW_ORDERS, "{}")
     except (SafetensorError, OSError):
         return {}
-    orders = {name: np.array(order, dtype=np.int64) for name, order in json.loads(text).items()}
-    found = {}
+    try:
+        found = json.loads(text).items()
+        orders = {name: np.array(order, dtype=np.int64).reshape(-1) for name, order in found}
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise GshwError(f"{path}: {ROW_ORDERS} in its metadata is damaged: {error}") from None
+    masks = {}
     for weight in weights:
         if weight.name not in orders:
             continue
@@ -147,8 +151,8 @@ def pruned_masks(path: Path, weights: Sequence[PrunableWeight]) -> dict[str, Pro
                 f"{path}: layer {weight.name!r}: row order must be a permutation of the "
                 f"{len(mask)} rows"
             )
-        found[weight.name] = Projection(mask=mask, row_order=order, kept_score=0.0)
-    return found
+        masks[weight.name] = Projection(mask=mask, row_order=order, kept_score=0.0)
+    return masks
 
 
 def kept_masks(
