@@ -1,6 +1,6 @@
 """The golden model: what the numbers are, exactly.
 
-acc = bias + sum(w * x) over integers, then
+acc = bias + sum(w * x) over integers (or the largest w * x, at least 0, for a maximum), then
 ``y = clamp((acc * multiplier + 2**(shift - 1)) >> shift, low, high)`` with an arithmetic shift.
 The RTL, the documentation and this module say the same.
 """

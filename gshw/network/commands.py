@@ -63,7 +63,7 @@ def run_and_compare(
     output: Path | None = None,
     model: MemoryModel | None = None,
 ) -> dict[str, Any]:
-    """Run a network as one program and print what came of it.
+    """Run a network and print what came of it.
 
     Parameters
     ----------

@@ -32,6 +32,10 @@ def translator():
     return Gnmt(width=16, n_layers=3, n_tokens=30, n_steps=2)
 
 
+def depthwise():
+    return nn.Conv2d(4, 4, 3, groups=4)
+
+
 def point():
     return nn.Sequential(nn.Conv2d(4, 2, 1))
 

@@ -134,15 +134,66 @@ def test_masks_of_a_pruned_file_are_kept(run, factory, tmp_path):
     assert np.count_nonzero(found) == pytest.approx(np.count_nonzero(wanted), abs=3)
 
 
-def test_row_orders_of_another_model(factory, refused, tmp_path):
+@pytest.mark.parametrize(
+    ("orders", "message"),
+    [
+        ('{"0": [0, 0]}', "layer '0': row order must be a permutation of the 2 rows"),
+        ('{"0": 3}', "layer '0': row order must be a permutation of the 2 rows"),
+        ("nope", "gshw.row_orders in its metadata is damaged: "),
+        ("[1]", "gshw.row_orders in its metadata is damaged: "),
+        ('{"0": ["a", "b"]}', "gshw.row_orders in its metadata is damaged: "),
+    ],
+)
+def test_row_orders_of_another_model(factory, refused, tmp_path, orders, message):
     weights = tmp_path / "weights.safetensors"
     state = {name: t.numpy() for name, t in nn.Sequential(nn.Conv2d(4, 2, 1)).state_dict().items()}
-    save_file(state, weights, {"gshw.row_orders": json.dumps({"0": [0, 0]})})
+    save_file(state, weights, {"gshw.row_orders": orders})
     text = refused(
         "compile", f"{factory}:point", "--config", "tiny", "--weights", weights,
         "--input-shape", "4,3,3", "-o", tmp_path / "x.safetensors",
     )  # fmt: skip
-    assert text == f"{weights}: layer '0': row order must be a permutation of the 2 rows"
+    assert text.startswith(f"{weights}: {message}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("nodes", [], "programs must be those of the network's matrices, in order"),
+        ("layouts", {}, "layouts must be those of the core's tensors"),
+        ("layouts", [], "metadata is incomplete: "),
+        ("segments", [], "segments must begin with the programs, in order"),
+    ],
+)
+def test_a_damaged_network(compiled, refused, key, value, message):
+    path, _ = compiled
+    with safe_open(str(path), "np") as archive:
+        metadata = archive.metadata()
+    program = json.loads(metadata["program"]) | {key: value}
+    save_file(load_file(path), path, metadata | {"program": json.dumps(program)})
+    assert refused("run", path, "--config", "tiny").startswith(f"{path}: {message}")
+
+
+def test_weights_of_a_recipe_for_another_width(refused, factory, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        '[pattern]\nkind = "gs"\n[target]\nsparsity = 0.5\n[quantisation]\nweight_width = 4\n'
+    )
+    text = refused(
+        "compile", f"{factory}:chain", "--config", "tiny", "--recipe", recipe,
+        "--input-shape", "4,3,3", "-o", tmp_path / "x.safetensors",
+    )  # fmt: skip
+    assert text == "[quantisation] weight_width must be the engine's 8 here, not 4"
+
+
+def test_a_depthwise_model_with_weights_and_nothing_to_prune(run, factory, tmp_path):
+    weights = tmp_path / "w.safetensors"
+    state = nn.Conv2d(4, 4, 3, groups=4).state_dict()
+    save_file({name: tensor.numpy() for name, tensor in state.items()}, weights)
+    result = run(
+        "compile", f"{factory}:depthwise", "--config", "tiny", "--weights", weights,
+        "--input-shape", "4,5,5", "-o", tmp_path / "x.safetensors",
+    )  # fmt: skip
+    assert (result.status, result.err) == (0, "")
 
 
 # --- bad input -----------------------------------------------------------------------------------
