@@ -1,25 +1,24 @@
 """A float network in the engine's integers; ``docs/networks.md`` has the rules."""
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from gshw.config import EngineConfig
 from gshw.encoding import EncodedLayer, Requantisation, encode_layer
 from gshw.errors import GshwError
 from gshw.geometry import Geometry, LayerKind, Part, conv_matrix
 from gshw.network.graph import HostNode, MatrixNode, Network, Source, Tensor
-from gshw.quantise import accumulator_scales, activation_scale, least_scale, to_fixed
+from gshw.quantise import accumulator_scales, least_scale, to_fixed
 from gshw.row_order import choose_row_order
-from pruning.networks.affine import Affine, Term, main_window, skip
-from pruning.networks.float_graph import FloatHostNode, FloatNetwork, FloatNode, FloatTensor
+from pruning.networks.affine import Term, main_window
+from pruning.networks.float_graph import FloatHostNode, FloatNetwork, FloatNode
 from pruning.networks.host_nodes import HostNodes
+from pruning.networks.pieces import split_groups, split_windows
+from pruning.networks.scales import matrix_of, scaled_tensors, tensors_read
 from pruning.patterns.pattern import Projection
 
 MAX_REPEATS = 4
@@ -55,7 +54,7 @@ def quantise_network(
         if name not in keys:
             raise GshwError(f"no layer {name!r} for the mask of that name")
     network = split_windows(config, network)
-    tensors = _tensors(config, network)
+    tensors = scaled_tensors(config, network)
     layers: dict[str, EncodedLayer] = {}
     hosts = HostNodes(config, tensors)
     shared: dict[tuple, str] = {}
@@ -84,34 +83,17 @@ def quantise_network(
     )
 
 
-def _matrix_of(term: Term) -> tuple:
-    """What says which matrix a term has: where its weight lies, or the weight without a name."""
-    if term.key is None:
-        known = hashlib.sha256(np.ascontiguousarray(term.weight)).digest()
-    else:
-        place = term.weight.__array_interface__
-        known = place["data"], place["shape"], place["strides"]
-    return known, term.columns, term.channels, term.groups, term.window, term.tap
-
-
 def _identity(
     network: FloatNetwork, node: FloatNode, tensors: Mapping[str, Tensor], output: Tensor
 ) -> tuple:
     """What two nodes have in common that are one layer."""
     terms = node.affine.terms
     ends = output.scale, output.signed, _may_unfold(network, node)
-    scales = [(tensors[name].scale, tensors[name].signed) for name in _read(node)]
+    scales = [(tensors[name].scale, tensors[name].signed) for name in tensors_read(node)]
     sizes = [term.size or tensors[term.tensor].size for term in terms]
-    parts = map(_matrix_of, terms)
+    parts = map(matrix_of, terms)
     bias = node.affine.bias.tobytes()
     return (*parts, *scales, *sizes, *ends, bias, node.low, node.high, node.affine.maximum)
-
-
-def _read(node: FloatNode | FloatHostNode) -> list[str]:
-    """Tensors that a node reads, in order."""
-    if isinstance(node, FloatHostNode):
-        return [source.tensor for source in node.sources]
-    return [term.tensor for term in node.affine.terms]
 
 
 def _matrix_node(
@@ -136,190 +118,6 @@ def _matrix_node(
         fold=_fold(network, node),
         label="" if layer == node.name else node.name,
     )
-
-
-WINDOW_SHARE = 4
-"""A window of groups shall take at most one in so many words of a bank."""
-
-POINTS_SHARE = 2
-"""And one that points are embedded in, one in so many."""
-
-
-def split_windows(config: EngineConfig, network: FloatNetwork) -> FloatNetwork:
-    """Nodes whose points would fill the banks when embedded as two: the window, then the points.
-
-    What lies between them has its own range: its values are computed from those of calibration.
-    """
-    tensors, nodes = dict(network.tensors), []
-    for node in network.nodes:
-        if isinstance(node, FloatHostNode):
-            nodes.append(node)
-            continue
-        terms = node.affine.terms
-        kernel = main_window(terms).kernel
-        n_words = sum(-(-term.channels // config.channels_per_row) for term in terms)
-        points = tuple(term.alone for term in terms if term.tap is not None)
-        share = kernel[0] * kernel[1] * n_words * POINTS_SHARE
-        if not points or share <= config.bank_depth:
-            nodes.append(node)
-            continue
-        inner = Affine(
-            terms=tuple(term for term in terms if term.tap is None), bias=node.affine.bias
-        )
-        values = sum(_product(term, tensors[term.tensor]) for term in inner.terms)
-        assert isinstance(values, torch.Tensor), "there is a window"
-        values = values + torch.from_numpy(inner.bias)[:, None, None]
-        name = f"{node.name}[window]"
-        tensors[name] = replace(
-            tensors[node.name],
-            name=name,
-            nonnegative=False,
-            magnitude=network.magnitude_of(values.numpy()),
-            values=values,
-        )
-        nodes.append(FloatNode(name=name, affine=inner, low=None, high=None))
-        (rest,) = skip(name, inner.n_rows).terms
-        outer = Affine(terms=(rest, *points), bias=np.zeros(inner.n_rows))
-        nodes.append(replace(node, affine=outer))
-    return replace(network, tensors=tensors, nodes=tuple(nodes))
-
-
-def _product(term: Term, tensor: FloatTensor) -> torch.Tensor:
-    """A term's share of the sum, from the values of calibration."""
-    x = tensor.values[:, term.first : term.first + term.channels].double()
-    window = term.window
-    return functional.conv2d(
-        x[:, :, :: term.step[0], :: term.step[1]],
-        torch.from_numpy(term.weight),
-        stride=window.stride,
-        padding=window.padding,
-        dilation=window.dilation,
-        groups=term.groups,
-    )
-
-
-def split_groups(config: EngineConfig, node: FloatNode) -> list[tuple[FloatNode, int]]:
-    """A node of many groups as several, each of some groups; and the first row of each.
-
-    So the window of one pixel fits the banks with room for more, and no matrix is mostly zeros.
-    """
-    term = node.affine.terms[0]
-    n_taps = term.window.kernel[0] * term.window.kernel[1]
-    if len(node.affine.terms) > 1 or term.groups == 1 or n_taps == 1:
-        return [(node, 0)]
-    n_words = max(1, config.bank_depth // WINDOW_SHARE // n_taps)
-    per_group = term.channels // term.groups
-    most = max(1, n_words * config.channels_per_row // per_group)
-    n_pieces = -(-term.groups // most)
-    # Whole scratchpad rows, but for the last piece.
-    row_groups = max(1, config.channels_per_row // per_group)
-    even = -(-term.groups // n_pieces)
-    size = -(-even // row_groups) * row_groups
-    rows_per_group = term.n_rows // term.groups
-    pieces = []
-    for start in range(0, term.groups, size):
-        n_groups = min(size, term.groups - start)
-        rows = slice(start * rows_per_group, (start + n_groups) * rows_per_group)
-        part = replace(
-            term,
-            weight=term.weight[rows],
-            groups=n_groups,
-            channels=n_groups * per_group,
-            first=start * per_group,
-        )
-        affine = replace(node.affine, terms=(part,), bias=node.affine.bias[rows])
-        name = node.name if size >= term.groups else f"{node.name}[{rows.start}:{rows.stop}]"
-        pieces.append((replace(node, name=name, affine=affine), rows.start))
-    return pieces
-
-
-class _Ties:
-    """Tensors that must have one scale, because one layer or one table serves them all."""
-
-    def __init__(self, network: FloatNetwork) -> None:
-        self._tensors = network.tensors
-        self._parent = {name: name for name in network.tensors}
-        self._members = {name: [name] for name in network.tensors}
-        by_keys: dict[tuple, FloatNode | FloatHostNode] = {}
-        for node in network.nodes:
-            if isinstance(node, FloatHostNode):
-                known = (node.function, id(node.table)) if node.key is not None else None
-                if node.function == "attention":
-                    self._tie(node.targets[0].tensor, node.sources[2].tensor)
-            else:
-                # What has no weights of a name is known by what it reads, too.
-                terms = node.affine.terms
-                named = [term.key or self.of(term.tensor) for term in terms]
-                known = (*named, *map(_matrix_of, terms), node.low, node.high)
-            if known is None:
-                continue
-            other = by_keys.setdefault(known, node)
-            for one, two in zip(_read(other), _read(node), strict=True):
-                if not network.tensors[one].host:
-                    self._tie(one, two)
-            self._tie(_written(other), _written(node))
-
-    def of(self, name: str) -> str:
-        """The tensor that stands for all that this one is tied to."""
-        while self._parent[name] != name:
-            name = self._parent[name]
-        return name
-
-    def _tie(self, one: str, two: str) -> None:
-        """Not where one has the scale of a fraction, and the other needs more."""
-        one, two = self.of(one), self.of(two)
-        if one == two:
-            return
-        both = [self._tensors[name] for name in self._members[one] + self._members[two]]
-        if any(t.fraction for t in both) and max(t.magnitude for t in both) > 1:
-            return
-        self._parent[two] = one
-        self._members[one] += self._members.pop(two)
-
-
-def _written(node: FloatNode | FloatHostNode) -> str:
-    return node.name if isinstance(node, FloatNode) else node.targets[0].tensor
-
-
-def _tensors(config: EngineConfig, network: FloatNetwork) -> dict[str, Tensor]:
-    """Scale and sign of every tensor: all that one node reads have one sign."""
-    ties = _Ties(network)
-    classes: dict[str, list[str]] = {}
-    for name in network.tensors:
-        classes.setdefault(ties.of(name), []).append(name)
-    floats = network.tensors
-    signed = {
-        name: any(not floats[other].nonnegative for other in classes[ties.of(name)])
-        for name in floats
-    }
-    reads = [{name for name in _read(node) if not floats[name].host} for node in network.nodes]
-    groups = [*map(set, classes.values()), *reads]
-    changing = True
-    while changing:
-        changing = False
-        for group in groups:
-            if any(signed[name] for name in group) and not all(signed[name] for name in group):
-                signed |= dict.fromkeys(group, True)
-                changing = True
-
-    def tensor(found: FloatTensor) -> Tensor:
-        group = [floats[name] for name in classes[ties.of(found.name)]]
-        magnitude = max(other.magnitude for other in group)
-        if not np.isfinite(magnitude):
-            raise GshwError(f"tensor {found.name!r}: values must be finite")
-        scale = activation_scale(config, magnitude, signed[found.name])
-        if any(other.fraction for other in group):
-            scale = 2.0 ** (1 - config.activation_width)
-        return Tensor(
-            name=found.name,
-            size=found.size,
-            channels=found.channels,
-            scale=1.0 if found.host else scale,
-            signed=signed[found.name],
-            host=found.host,
-        )
-
-    return {name: tensor(found) for name, found in floats.items()}
 
 
 @dataclass(frozen=True)
@@ -553,5 +351,5 @@ def _geometry(
 def _may_unfold(network: FloatNetwork, node: FloatNode) -> bool:
     """Whether the node is the only one to read an input, whole."""
     term = node.affine.terms[0]
-    readers = [other for other in network.nodes if term.tensor in _read(other)]
+    readers = [other for other in network.nodes if term.tensor in tensors_read(other)]
     return term.tensor in network.inputs and len(readers) == 1 and term.step == (1, 1)
