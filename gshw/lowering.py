@@ -175,11 +175,8 @@ class Lowering:
             self._records = WordRing(engine.row_buffer_depth)
             stored, free = None, None
         else:
-            self.builder, self._groups, self._records = (
-                before.builder,
-                before._groups,
-                before._records,
-            )
+            self.builder = before.builder
+            self._groups, self._records = before._groups, before._records
             stored, free = self._follow(before)
         self._input = _slots(engine.bank_depth, slots.input, stored)
         self._output = _slots(engine.output_depth, slots.output, free)

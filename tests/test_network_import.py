@@ -353,6 +353,12 @@ def test_maxima_of_what_may_be_negative():
         import_model(model, torch.randn(2, 3, 4, 4))
 
 
+def test_maxima_of_windows_beyond_the_map():
+    model = nn.Sequential(nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)).eval()
+    with raises("operator max_pool2d.default in '1' is not supported with ceil_mode; supported "):
+        import_model(model, torch.randn(2, 3, 5, 5))
+
+
 def test_maxima_need_their_engine():
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.MaxPool2d(2)).eval()
     network = import_model(model, torch.randn(2, 3, 4, 4))

@@ -289,7 +289,7 @@ class Other(nn.Module):
             case 5:
                 return self.lstm(self.embed(torch.arange(8)[None]) + x)[0]
             case 6:
-                return functional.scaled_dot_product_attention(*[x[:, None]] * 3)
+                return functional.scaled_dot_product_attention(*[x.unsqueeze(1)] * 3)
             case 7:
                 return self.linear(self.lstm(x)[1][0])
             case 8:
@@ -316,6 +316,11 @@ class Other(nn.Module):
             "supported with a mask, dropout or groups",
         ),
         (4, "operator argmax.default at the top of the model is not supported but along the "),
+        (
+            6,
+            "operator scaled_dot_product_attention.default at the top of the model is not "
+            "supported of several heads",
+        ),
         (7, "getitem_1: the state of an LSTM may only go into another one"),
         (8, "operator lstm.input in 'lstm' is not supported but with both states of one LSTM"),
         (9, "operator lstm.input in 'lstm' is not supported along an axis of pixels"),

@@ -122,6 +122,8 @@ class MatrixNode:
     fold
         The one line of every tensor is taken as so many lines, of every ``fold``-th pixel each: a
         dilated window is then one without gaps.
+    label
+        Name of the node where others share its layer.
     """
 
     layer: str
