@@ -68,8 +68,16 @@ class _Program:
     cycles: ProgramCycles
 
 
-def node_reports(compiled: CompiledNetwork, cycles: NetworkCycles) -> list[NodeReport]:
-    """Cycles and work of every matrix, in order; the last one of a program ends with it."""
+def node_reports(
+    compiled: CompiledNetwork, cycles: NetworkCycles, *, interval: int = 1
+) -> list[NodeReport]:
+    """Cycles and work of every matrix, in order; the last one of a program ends with it.
+
+    Parameters
+    ----------
+    interval
+        Cycles of the memory per beat.
+    """
     programs = [
         _Program(instructions, _command_tiles(instructions, found), found)
         for segment, found in zip(compiled.programs, cycles.programs, strict=True)
@@ -98,7 +106,7 @@ def node_reports(compiled: CompiledNetwork, cycles: NetworkCycles) -> list[NodeR
                 positions=positions,
                 cycles=end - begin,
                 needed=weights * positions / compiled.config.engine.macs_per_cycle,
-                **_work(compiled, share, program),
+                **_work(compiled, share, program, interval),
             )
         )
         begin = 0 if is_last else end
@@ -111,7 +119,7 @@ def _command_tiles(instructions: list[Instruction], cycles: ProgramCycles) -> di
     return dict(zip(commands, cycles.tiles, strict=True))
 
 
-def _work(compiled: CompiledNetwork, share: NodeProgram, program: _Program) -> dict:
+def _work(compiled: CompiledNetwork, share: NodeProgram, program: _Program, interval: int) -> dict:
     """What a node's instructions need, and what they move."""
     needs = dict.fromkeys(Bound, 0)
     moved = {Unit.LOAD: 0, Unit.STORE: 0}
@@ -123,7 +131,7 @@ def _work(compiled: CompiledNetwork, share: NodeProgram, program: _Program) -> d
             needs[Bound.DRAIN] += program.tiles[number].drain
         elif "memory_stride_0" in instruction.values:
             unit = instruction.unit
-            needs[channels[unit]] += beats(compiled.config, instruction)
+            needs[channels[unit]] += beats(compiled.config, instruction) * interval
             moved[unit] += instruction["run_bytes"] * math.prod(instruction.loop("count"))
     return {
         "needs": needs,

@@ -172,7 +172,7 @@ def compile_command(
         )
         cycles = network_cycles(compiled, memory)
     save_network(arguments.output, compiled)
-    reports = node_reports(compiled, cycles)
+    reports = node_reports(compiled, cycles, interval=arguments.interval)
     title = (
         f"{arguments.factory} on {config.name}, {arguments.samples} sample(s), "
         f"{config.bus.data_width}-bit memory, {latency} cycles latency"

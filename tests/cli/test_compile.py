@@ -112,6 +112,19 @@ def test_a_translator_and_what_the_host_does(run, factory, tmp_path):
     assert (result.status, result.err) == (0, "")
 
 
+def test_a_slow_memory_bounds_a_node(run, factory, tmp_path):
+    """Its beats count for as long as they take."""
+    needs = []
+    for interval in ("1", "40"):
+        assert run(
+            "compile", f"{factory}:chain", "--config", "tiny", "--input-shape", "4,3,3",
+            "--interval", interval, "-o", tmp_path / "x", "--json", tmp_path / "x.json",
+        ).status == 0  # fmt: skip
+        needs.append(json.loads((tmp_path / "x.json").read_text())["nodes"][0])
+    assert needs[1]["needs"]["memory read"] == 40 * needs[0]["needs"]["memory read"]
+    assert (needs[0]["bound"], needs[1]["bound"]) == ("compute", "memory read")
+
+
 def test_masks_of_a_pruned_file_are_kept(run, factory, tmp_path):
     """With their row orders."""
     weights = tmp_path / "weights.safetensors"
