@@ -319,8 +319,9 @@ def _demo(arguments: argparse.Namespace, console: Console) -> int:
 
 def _compare(arguments: argparse.Namespace, console: Console) -> int:
     from pruning.comparison.compare import compare_command
+    from rtl_gen.emit import cached_top_verilog
 
-    return compare_command(arguments, console)
+    return compare_command(arguments, console, cached_top_verilog)
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int]] = {

@@ -257,6 +257,9 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--jobs", type=_positive, help="cases at a time (the cores)")
     compare.add_argument("--scheduler", metavar="ADDRESS", help="dask.distributed, tcp://host:port")
     compare.add_argument("--quick", action="store_true", help="next to no training, for tests")
+    compare.add_argument(
+        "--whole", action="store_true", help="whole networks, too: integers end to end, and in RTL"
+    )
     compare.add_argument("-o", "--output", type=Path, required=True, help="output folder")
 
     demo = add("demo", "train, prune, encode and run a network in RTL, with a report")

@@ -45,7 +45,7 @@ from scripts.bench_pruning import (
     resnet50_shapes,
     unstructured_mask,
 )
-from scripts.bench_tasks import bench_tasks, bench_zeros
+from scripts.bench_tasks import bench_tasks, bench_trained, bench_zeros
 
 SEED = 2021
 N_RANDOM_LAYERS = 14
@@ -454,6 +454,7 @@ PARTS = {
     "zeros": _pruning("zeros", bench_zeros),
     "networks": _networks("networks", bench_runs),
     "masks": _networks("masks", bench_masks),
+    "trained": _networks("trained", bench_trained),
 }
 
 

@@ -1,6 +1,7 @@
 """The pruner's goals on trained networks: accuracy beside other patterns, and zeros that stay."""
 
 import os
+from collections.abc import Collection
 from statistics import mean
 
 import numpy as np
@@ -10,11 +11,13 @@ from rich.table import Table
 
 from gshw.config import load_config
 from gshw.encoding import decode_weights
-from gshw.verilate import cache_folder
+from gshw.top import Top
+from gshw.verilate import build_library, cache_folder
 from pruning.comparison.compare import Cache, Record, plan_cases, sweep
 from pruning.comparison.contestants import UNSTRUCTURED, contestants
 from pruning.comparison.report import Row, summarise
 from pruning.comparison.tasks import TASKS, train
+from pruning.comparison.whole_report import network_rows, network_table
 from pruning.comparison.workers import local_workers
 from pruning.methods.registry import Gradual
 from pruning.models.export import export
@@ -23,6 +26,7 @@ from pruning.patterns.gs import Gs
 from pruning.pruner import GSPruner
 from pruning.recipe import Recipe
 from pruning.settings import LayerRule, QuantisationChoice, SparsityTarget
+from rtl_gen.emit import cached_top_verilog
 
 SPARSITY = 0.9
 SEEDS = (0, 1, 2)
@@ -31,6 +35,15 @@ GOAL_INT8_POINTS, GOAL_INT8_BITS = 0.3, 0.005
 _RIVALS = ("block", "vector")
 _PATTERNS = ["unstructured", "gs-k*", "block-*", "simd-*", "vector", "kernel", "row-column"]
 _WEIGHT_WIDTHS = (8, 4)
+_WHOLE_SPARSITIES = (0.8, 0.9, 0.95)
+_WHOLE_PATTERNS = [
+    "unstructured",
+    "gs-k1-scatter",
+    "gs-k1-consecutive",
+    "n-of-20",
+    "bank-balanced-4",
+    "block-1x16",
+]
 
 
 def bench_tasks(seed: int, progress: Progress) -> tuple[Table, dict]:
@@ -69,6 +82,46 @@ def bench_tasks(seed: int, progress: Progress) -> tuple[Table, dict]:
             "met" if result["met"] else f"MISSED {result['not_beaten']}",
         )
     return table, {"rows": found}
+
+
+def bench_trained(
+    progress: Progress, names: Collection[str] = ()
+) -> tuple[list[Table], list[dict], list[str]]:
+    """The trained tasks as whole networks: float, pruned, integers, RTL, and cycles."""
+    config = load_config("v16x4")
+    library = build_library(cached_top_verilog(config, Top.AXI), top=Top.AXI)
+    cases = plan_cases(
+        config,
+        list(TASKS),
+        _WHOLE_PATTERNS,
+        _WHOLE_SPARSITIES,
+        SEEDS[:1],
+        quick=False,
+        is_whole=True,
+        library=library,
+    )
+    task = progress.add_task("whole networks", total=len(cases))
+
+    def on_record(record: Record) -> None:
+        progress.update(task, advance=1)
+
+    with local_workers(os.cpu_count() or 1) as (executor, n_slots):
+        records = sweep(cases, Cache(cache_folder() / "compare"), executor, n_slots, on_record)
+    progress.remove_task(task)
+    found = [record.as_json() for record in records]
+    rows = network_rows(found)
+    missed = []
+    for row in rows:
+        metric = TASKS[row.task].metric
+        cost = abs(mean(row.metric) - mean(row.floats))
+        goal = GOAL_INT8_POINTS if metric.higher_is_better else GOAL_INT8_BITS * mean(row.floats)
+        worse = (mean(row.metric) < mean(row.floats)) == metric.higher_is_better
+        told = f"{row.task}, {row.pattern} at {100 * row.sparsity:g} %"
+        if worse and cost > goal:
+            missed.append(f"{told}: integers cost {cost:.4f} {metric.unit}, goal {goal:.4f}")
+        if not row.same:
+            missed.append(f"{told}: RTL differs from the executor or the cycle law")
+    return [network_table(rows)], found, missed
 
 
 def _judge(rows: list[Row], families: dict[str, str]) -> dict:

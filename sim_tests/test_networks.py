@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from gshw.config import Config
 from gshw.drivers.simulated import MemoryModel, SimulatedAccelerator
@@ -13,6 +14,7 @@ from gshw.network.execute import execute
 from gshw.network.run import network_cycles, run_network
 from gshw.top import Top
 from gshw.verilate import build_library
+from pruning.comparison.whole import measure_network
 from pruning.networks.importer import import_model
 from pruning.networks.integers import quantise_network
 from pruning.zoo.gnmt import Gnmt
@@ -32,6 +34,37 @@ def test_a_residual_network_in_one_program(law_config):
 def test_a_network_with_maxima(name):
     config = find_config(name)
     compare(replace(config, engine=replace(config.engine, max_pooling=True)))
+
+
+class SmallImages:
+    """A task with next to nothing to compute."""
+
+    def __init__(self) -> None:
+        self.images = torch.rand(4, 2, 6, 6, generator=torch.Generator().manual_seed(0))
+
+    def network_input(self, *, quick: bool = False) -> torch.Tensor:
+        return self.images
+
+    def workload_input(self) -> torch.Tensor:
+        return self.images[:2]
+
+    def evaluate(self, model: nn.Module, *, quick: bool = False) -> float:
+        with torch.no_grad():
+            return float(model(self.images[: 3 if quick else 4]).double().mean())
+
+
+def test_a_task_as_a_whole_network():
+    """Float, integers and RTL give one metric; of a part of the data the run's is exact."""
+    torch.manual_seed(0)
+    config, task = find_config("tiny"), SmallImages()
+    model = nn.Sequential(nn.Conv2d(2, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(80, 3)).eval()
+    library = build_library(cached_top_verilog(config, Top.AXI), top=Top.AXI)
+    found = measure_network(config, task, model, {}, library)
+    assert found["same"] and found["rtl"] == found["part"]
+    assert found["part_float"] == task.evaluate(model, quick=True) != task.evaluate(model)
+    assert found["part"] == pytest.approx(found["part_float"], abs=0.02)
+    assert found["int8"] == pytest.approx(task.evaluate(model), abs=0.02)
+    assert found["cycles"] > 2 * (16 * 5 * 18 + 3 * 80) / config.engine.macs_per_cycle
 
 
 def test_a_translation():

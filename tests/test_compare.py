@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+import re
 from concurrent.futures import BrokenExecutor, CancelledError
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from distributed import LocalCluster
+from torch import nn
 
 from gshw.config import Gather, Routing, load_config, parse_config, preset_names
 from gshw.encoding import Requantisation, encode_layer
@@ -34,7 +38,16 @@ from pruning.comparison.contestants import (
 )
 from pruning.comparison.report import draw, markdown, pareto, summarise, terminal_tables
 from pruning.comparison.tasks import TASKS
+from pruning.comparison.whole_report import (
+    draw_networks,
+    network_markdown,
+    network_rows,
+    network_table,
+)
 from pruning.comparison.workers import cluster_workers, local_workers
+from pruning.networks.importer import import_model
+from pruning.networks.integers import quantise_network
+from pruning.networks.module import IntegerNetwork
 from pruning.patterns.registry import PATTERNS
 from tests.strategies import conv
 
@@ -157,6 +170,8 @@ def test_keys_tell_cases_apart():
         case_of("gs-k1-scatter", quick=False),
         case_of("gs-k1-scatter", task="lstm"),
         case_of("gs-k1-scatter", config=other),
+        case_of("gs-k1-scatter", is_whole=True),
+        case_of("gs-k1-scatter", is_whole=True, library=Path("x")),
     ]
     keys = [hash_of(case.key()) for case in [base, *variants]]
     assert len(set(keys)) == len(keys)
@@ -228,6 +243,32 @@ def test_a_refused_case(trained):
 def test_dense_costs_its_own_cycles(trained):
     result = run_case(case_of(DENSE, 0.0), trained, "")
     assert result["cycles"] == result["dense_cycles"] and result["density"] == 1.0
+
+
+def test_a_whole_network(trained):
+    """Integers end to end are as good as layer by layer; loads and stores cost cycles more."""
+    result = run_case(case_of("gs-k1-scatter", is_whole=True), trained, "")
+    network = result.pop("network")
+    assert result == run_case(case_of("gs-k1-scatter"), trained, "")
+    assert (network["engine"], set(network)) == ("GS(16, 1)", {"engine", "int8", "cycles"})
+    assert abs(network["int8"] - result["metric"]) < 2
+    assert result["cycles"] < network["cycles"] < 2 * result["cycles"]
+
+
+def test_an_integer_network_is_refused_other_shapes():
+    task = TASKS["lstm"]
+    model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 3)).eval()
+    tokens = torch.randint(7, (2, 5))
+    floats = import_model(model, tokens)
+    network = quantise_network(CONFIG.engine, floats)
+    module = IntegerNetwork(CONFIG.engine, network, floats.layouts)
+    with torch.no_grad():
+        assert (module(tokens) - model(tokens)).abs().max() < 0.05
+    message = "input must be of shape (samples, 5), which the network was imported for, not (2, 6)"
+    with pytest.raises(GshwError, match=re.escape(message)):
+        module(torch.randint(7, (2, 6)))
+    assert task.network_input(quick=True).shape == (32, 128)
+    assert task.workload_input().shape == (64, 16)
 
 
 def test_host_layers_cost_nothing(monkeypatch):
@@ -497,3 +538,32 @@ def test_jobs_default_to_this_process():
         assert executor.submit(lambda: 7).result() == 7
         with pytest.raises(ZeroDivisionError):
             executor.submit(lambda: 1 / 0).result()
+
+
+def whole(int8: float, cycles: int, **ran) -> dict:
+    return {"network": {"engine": "GS(16, 1)", "int8": int8, "cycles": cycles, **ran}}
+
+
+def test_whole_networks(tmp_path):
+    ran = {"part_float": 98.5, "part": 98.25, "rtl": 98.25}
+    cases = [
+        found("digits", "dense", 0.0, 0, 99.0, 1000) | whole(98.9, 1200, **ran, same=True),
+        found("digits", "dense", 0.0, 1, 99.0, 1000) | whole(98.7, 1200, **ran, same=True),
+        found("digits", "gs-k1-scatter", 0.9, 0, 98.5, 100) | whole(98.4, 200, **ran, same=True),
+        found("digits", "gs-k1-scatter", 0.9, 1, 98.1, 100) | whole(98.0, 150, **ran, same=False),
+        found("digits", "gs-k16", 0.9, 0, 98.1, 100) | whole(98.0, 300),
+        {"task": "digits", "pattern": "kernel", "sparsity": 0.9, "seed": 0, "refused": "no"},
+        found("digits", "unstructured", 0.9, 0, 98.0, 200),
+    ]
+    rows = network_rows(cases)
+    assert [row.pattern for row in rows] == ["dense", "gs-k1-scatter", "gs-k16"]
+    assert [row.same for row in rows] == [True, False, None]
+    assert rows[1].speed_up == pytest.approx((6 + 8) / 2)
+    text = network_markdown(CONFIG, rows, ["compare", "--whole"])
+    assert "| digits | gs-k1-scatter | 90 % | 98.30 ± 0.28 | 98.20 ± 0.28 | 98.50 ± 0.00 |" in text
+    assert "| NO | 175 | 7.00 x | GS(16, 1) |" in text
+    assert "| - | - | - | - | 300 | 4.00 x |" in text
+    assert network_table(rows).row_count == 3
+    draw_networks(tmp_path, CONFIG, rows)
+    assert (tmp_path / "networks.svg").read_text().startswith("<?xml")
+    assert (tmp_path / "networks.png").stat().st_size > 10_000

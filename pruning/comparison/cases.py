@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from gshw.image import LayerImage
 from gshw.plan import Plan
 from pruning.comparison.contestants import Contestant, engines, make_recipe
 from pruning.comparison.tasks import TASKS, Effort, Size, Task, train
+from pruning.comparison.whole import measure_network
 from pruning.integers.evaluation import quantised_copy
 from pruning.integers.quantisation import calibrate
 from pruning.models.export import state_tensors
@@ -57,6 +58,10 @@ class Case:
         Of the first weights, and of the data's order.
     quick
         Next to no training: for tests.
+    is_whole
+        Measures the whole network, too; see :mod:`pruning.comparison.whole`.
+    library
+        The config's ``gshw_axi``, compiled, to run it in RTL.
     """
 
     config: Config
@@ -65,6 +70,8 @@ class Case:
     sparsity: float
     seed: int
     quick: bool = False
+    is_whole: bool = False
+    library: Path | None = None
 
     @property
     def effort(self) -> Effort:
@@ -86,7 +93,7 @@ class Case:
         """All that decides the result; results are cached under its hash."""
         task = TASKS[self.task]
         recipe = None
-        modules = [__name__]
+        modules = [__name__, *["pruning.comparison.whole"] * self.is_whole]
         if self.contestant.kind is not None:
             recipe = self.recipe()
             modules.append(type(recipe.pattern).__module__)
@@ -98,6 +105,7 @@ class Case:
             "learning_rate": task.learning_rate,
             "quick": self.quick,
             "code": code_version(tuple(modules)),
+            **({"whole": "law" if self.library is None else "RTL"} if self.is_whole else {}),
         }
 
     def recipe(self):
@@ -227,7 +235,8 @@ def run_case(case: Case, dense: bytes, data_hash: str) -> dict[str, Any]:
     dict
         Plain values: ``metric``, ``int8`` (the metric of the integers), ``density`` of the pruned
         weights, ``cycles``, ``engine`` and its ``rows``, ``by_rows``, ``dense_cycles``, ``skipped``
-        and ``warnings``; or ``refused`` with the pattern's reason.
+        ``warnings`` and, where it was asked for, ``network`` from
+        :func:`pruning.comparison.whole.measure_network`; or ``refused`` with the pattern's reason.
 
     Raises
     ------
@@ -291,6 +300,15 @@ def _measure(case: Case, task: Task, model: nn.Module) -> dict[str, Any]:
         skipped = {n: reason for n, reason in pruner.skipped.items() if n in windows}
     engine = case.config.engine
     ranges = calibrate(engine, model, calibration, host=task.host_layers)
+    cycles = count_cycles(case, task, model, projections)
+    whole = {}
+    if case.is_whole:
+        # One engine for all, but for masks that are made for another.
+        rows = case.contestant.rows or engine.rows
+        config = replace(case.config, engine=engines(engine)[rows])
+        library = case.library if config.engine == engine else None
+        found = measure_network(config, task, model, projections, library, quick=case.quick)
+        whole["network"] = {"engine": config.engine.pattern_name, **found}
     # What the pattern had to leave dense counts too: the others prune it.
     size = sum(n_rows * window.n_columns for n_rows, window in windows.values())
     pruned = sum(p.mask.size - int(p.mask.sum()) for p in projections.values())
@@ -298,7 +316,8 @@ def _measure(case: Case, task: Task, model: nn.Module) -> dict[str, Any]:
         "metric": task.evaluate(model, quick=case.quick),
         "int8": task.evaluate(quantised_copy(engine, model, ranges), quick=case.quick),
         "density": 1.0 - pruned / size,
-        **count_cycles(case, task, model, projections),
+        **cycles,
+        **whole,
         "skipped": skipped,
         "warnings": warnings,
     }

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
@@ -25,11 +25,18 @@ from gshw.config import Config, load_config
 from gshw.errors import GshwError
 from gshw.files import write_atomically
 from gshw.report import print_wide, progress_bar, write_record
-from gshw.verilate import cache_folder
+from gshw.top import Top
+from gshw.verilate import build_library, cache_folder
 from pruning.comparison.cases import Case, hash_of, run_case, train_dense
 from pruning.comparison.contestants import DENSE, contestants
 from pruning.comparison.report import draw, markdown, summarise, terminal_tables
 from pruning.comparison.tasks import TASKS
+from pruning.comparison.whole_report import (
+    draw_networks,
+    network_markdown,
+    network_rows,
+    network_table,
+)
 from pruning.comparison.workers import cluster_workers, local_workers
 from pruning.patterns.pattern import check_sparsity
 
@@ -118,6 +125,9 @@ def plan_cases(
     sparsities: Sequence[float],
     seeds: Sequence[int],
     quick: bool,
+    *,
+    is_whole: bool = False,
+    library: Path | None = None,
 ) -> list[Case]:
     """All cases of a sweep, by task and seed; the dense network once for each.
 
@@ -128,6 +138,8 @@ def plan_cases(
     patterns
         Globs over the names of :func:`pruning.comparison.contestants.contestants`; the dense
         network always takes part.
+    is_whole, library
+        See :class:`pruning.comparison.cases.Case`.
 
     Raises
     ------
@@ -157,6 +169,8 @@ def plan_cases(
             sparsity=sparsity,
             seed=seed,
             quick=quick,
+            is_whole=is_whole,
+            library=library,
         )
         for task, seed in product(dict.fromkeys(tasks), dict.fromkeys(seeds))
         for name, contestant in everyone.items()
@@ -274,8 +288,16 @@ def _describe(record: Record) -> str:
     return where + (" (refused)" if "refused" in record.result else "")
 
 
-def compare_command(arguments: argparse.Namespace, console: Console) -> int:
-    """Run the sweep, and write tables, plots and ``results.json``."""
+def compare_command(
+    arguments: argparse.Namespace, console: Console, top_verilog: Callable[[Config, Top], str]
+) -> int:
+    """Run the sweep, and write tables, plots and ``results.json``.
+
+    Parameters
+    ----------
+    top_verilog
+        Verilog of a top module, for runs in RTL.
+    """
     config = load_config(arguments.config)
     quick = arguments.quick
     sparsities = _QUICK_SPARSITIES if quick else SPARSITIES
@@ -291,12 +313,16 @@ def compare_command(arguments: argparse.Namespace, console: Console) -> int:
         list(sparsities),
         list(seeds),
         quick,
+        is_whole=arguments.whole,
     )
     _output_folder(arguments.output)
     n_jobs = arguments.jobs or os.cpu_count() or 1
     address = arguments.scheduler
     workers = local_workers(n_jobs) if address is None else cluster_workers(address)
     started = time.monotonic()
+    if arguments.whole and address is None:
+        library = build_library(top_verilog(config, Top.AXI), top=Top.AXI)
+        cases = [replace(case, library=library) for case in cases]
     with workers as (executor, n_slots), progress_bar(console) as progress:
         task = progress.add_task("comparing", total=len(cases))
 
@@ -312,6 +338,14 @@ def compare_command(arguments: argparse.Namespace, console: Console) -> int:
         own = [row for row in rows if row.task == name]
         write_atomically(arguments.output / f"{name}.md", markdown(config, own, arguments.raw))
         draw(arguments.output, config, own)
+    same = True
+    if arguments.whole:
+        networks = network_rows([record.as_json() for record in records])
+        same = all(row.same is not False for row in networks)
+        print_wide(console, network_table(networks))
+        text = network_markdown(config, networks, arguments.raw)
+        write_atomically(arguments.output / "networks.md", text)
+        draw_networks(arguments.output, config, networks)
     data = {
         "seeds": list(dict.fromkeys(seeds)),
         "quick": quick,
@@ -319,4 +353,4 @@ def compare_command(arguments: argparse.Namespace, console: Console) -> int:
     }
     write_record(arguments.output / "results.json", config, arguments.raw, None, data)
     console.print(f"{len(cases)} cases: {arguments.output}  ({time.monotonic() - started:.0f} s)")
-    return 0
+    return 0 if same else 1

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, Protocol
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -130,7 +130,7 @@ _COLUMNS = (
 )
 
 
-def _shown(values: Sequence[float], metric: Metric) -> str:
+def shown(values: Sequence[float], metric: Metric) -> str:
     """Mean and, with several seeds, the standard deviation between them."""
     digits = 2 if metric.higher_is_better else 4
     text = f"{mean(values):.{digits}f}"
@@ -148,9 +148,9 @@ def _cells(row: Row) -> list[str]:
     return [
         row.pattern,
         f"{100 * row.density:.1f} %",
-        _shown(row.metric, metric),
+        shown(row.metric, metric),
         behind,
-        _shown(row.int8, metric),
+        shown(row.int8, metric),
         f"{row.cycles:,.0f}",
         f"{row.speed_up:.2f} x",
         row.engine,
@@ -250,7 +250,7 @@ def draw(folder: Path, config: Config, rows: Sequence[Row]) -> None:
     figure = Figure(figsize=(15, 6.5), layout="constrained")
     axes = figure.subplots(1, 2)
     for axis in axes:
-        _draw_lines(axis, config, measured)
+        draw_lines(axis, config, measured)
         axis.step(
             [row.cycles for row in front],
             [mean(row.metric) for row in front],
@@ -272,10 +272,10 @@ def draw(folder: Path, config: Config, rows: Sequence[Row]) -> None:
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=7)
     for suffix in (".png", ".svg"):
-        _save(figure, folder / f"{task.name}{suffix}")
+        save_figure(figure, folder / f"{task.name}{suffix}")
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """Write the whole picture or none."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
     os.close(handle)
@@ -286,7 +286,20 @@ def _save(figure: Figure, path: Path) -> None:
     path.chmod(0o644)
 
 
-def _draw_lines(axis: Axes, config: Config, rows: Sequence[Row]) -> None:
+class Point(Protocol):
+    """What a line goes through."""
+
+    @property
+    def pattern(self) -> str: ...
+
+    @property
+    def cycles(self) -> float: ...
+
+    @property
+    def metric(self) -> tuple[float, ...]: ...
+
+
+def draw_lines(axis: Axes, config: Config, rows: Sequence[Point]) -> None:
     """One line per pattern through its sparsities."""
     families = {c.name: c.family for c in contestants(config.engine).values()}
     gs = [f for f in dict.fromkeys(families.values()) if f.startswith("GS k")]

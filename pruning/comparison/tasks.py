@@ -27,6 +27,8 @@ Size = tuple[int, int, int]
 
 _CLIP = 1.0
 _WARM_UP = 0.05
+_QUICK_TESTS = (8, 128)
+"""Windows of text, and predicted characters of each, in a quick evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,10 @@ class Task(ABC):
     """Weights that the host applies, as a table; they take no cycles."""
 
     workload: ClassVar[str]
-    """What the cycles are counted for, in words."""
+    """What the cycles of layers are counted for, in words."""
+
+    network_workload: ClassVar[str]
+    """What those of whole networks are counted for."""
 
     @abstractmethod
     def make_model(self, seed: int) -> nn.Module:
@@ -106,6 +111,14 @@ class Task(ABC):
     @abstractmethod
     def calibration(self) -> list[Tensor]:
         """Input batches of training data, for ranges and moments."""
+
+    @abstractmethod
+    def network_input(self, *, quick: bool = False) -> Tensor:
+        """Training inputs of the shape in which :meth:`evaluate` gives them to a network."""
+
+    @abstractmethod
+    def workload_input(self) -> Tensor:
+        """Training inputs that are ``network_workload``."""
 
     @abstractmethod
     def input_size(self, name: str) -> Size:
@@ -177,7 +190,7 @@ class DigitsTask(Task):
     learning_rate = 3e-3
     weight_decay = 1e-2
     dense_layers = ("0", "12")
-    workload = "16 images"
+    workload = network_workload = "16 images"
 
     _batch = 64
     _sizes: ClassVar[dict[str, Size]] = {
@@ -223,6 +236,12 @@ class DigitsTask(Task):
     def calibration(self) -> list[Tensor]:
         return list(self._data.train_x[:512].split(128))
 
+    def network_input(self, *, quick: bool = False) -> Tensor:
+        return self._data.train_x[:512]
+
+    def workload_input(self) -> Tensor:
+        return self._data.train_x[:16]
+
     def input_size(self, name: str) -> Size:
         return self._sizes[name]
 
@@ -239,6 +258,9 @@ class _TextTask(Task):
     _length: ClassVar[int]
     _tests: ClassVar[tuple[int, int]]
     """Windows and predicted characters of each in the evaluation."""
+
+    _workload: ClassVar[tuple[int, int]]
+    """Windows and predicted characters of the whole network's workload."""
 
     def _window(self, text: np.ndarray, starts: np.ndarray, length: int) -> Batch:
         """Inputs (n, context + length), and labels of the last ``length``: the next characters."""
@@ -262,7 +284,7 @@ class _TextTask(Task):
     def evaluate(self, model: nn.Module, *, quick: bool = False) -> float:
         model.eval()
         text = corpus().validation
-        n_windows, length = (8, 128) if quick else self._tests
+        n_windows, length = _QUICK_TESTS if quick else self._tests
         last = text.size - self.context - length - 1
         starts = np.linspace(0, last, n_windows).astype(np.int64)
         losses = [
@@ -274,6 +296,19 @@ class _TextTask(Task):
     def calibration(self) -> list[Tensor]:
         batches = self.batches(seed=0)
         return [next(batches)[0] for _ in range(4)]
+
+    def network_input(self, *, quick: bool = False) -> Tensor:
+        return self._training_windows(32, (_QUICK_TESTS if quick else self._tests)[1])
+
+    def workload_input(self) -> Tensor:
+        return self._training_windows(*self._workload)
+
+    def _training_windows(self, n_windows: int, length: int) -> Tensor:
+        text = corpus().train
+        starts = np.random.default_rng(0).integers(
+            0, text.size - self.context - length - 1, n_windows
+        )
+        return self._window(text, starts, length)[0]
 
     def data_hash(self) -> str:
         return corpus().hash
@@ -313,11 +348,13 @@ class LstmTask(_TextTask):
     # One row of weight_ih times embedding per symbol: a table of 97 rows, made once.
     host_layers = ("lstm.weight_ih_l0",)
     workload = "one character of 64 texts"
+    network_workload = "16 characters of 64 texts"
 
     context = 0
     _batch = 32
     _length = 64
     _tests = (512, 256)
+    _workload = (64, 16)
 
     def make_model(self, seed: int) -> nn.Module:
         torch.manual_seed(seed)
@@ -361,7 +398,7 @@ class Conv1dTask(_TextTask):
     learning_rate = 4e-3
     weight_decay = 1e-2
     dense_layers = ("body.12",)
-    workload = "64 characters of 4 texts"
+    workload = network_workload = "64 characters of 4 texts"
 
     _dilations = (1, 2, 4, 8)
     _kernel = 5
@@ -369,6 +406,7 @@ class Conv1dTask(_TextTask):
     _batch = 16
     _length = 192
     _tests = (512, 256)
+    _workload = (4, 64)
 
     def make_model(self, seed: int) -> nn.Module:
         torch.manual_seed(seed)

@@ -91,16 +91,54 @@ class FloatHostNode:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TorchLayout:
+    """How torch has a tensor that codes hold as (n_samples, height, width, channels).
+
+    Parameters
+    ----------
+    shape
+        Torch's, without the samples.
+    axis
+        Of the channels, the samples' being 0; 0 for token numbers, shape (n_samples, steps).
+    is_flat
+        Channels and pixels are one axis.
+    """
+
+    shape: tuple[int, ...]
+    axis: int
+    is_flat: bool = False
+
+    def codes(self, x: NDArray) -> NDArray:
+        """From torch's order to that of codes."""
+        if not self.axis:
+            return x[:, None, :, None]
+        pixels = self.shape[: self.axis - 1] + self.shape[self.axis :]
+        height, width = (1,) * (2 - len(pixels)) + pixels
+        return np.moveaxis(x, self.axis, -1).reshape(len(x), height, width, -1)
+
+    def values(self, x: NDArray) -> NDArray:
+        """Inverse of :meth:`codes`."""
+        if self.is_flat:
+            return np.moveaxis(x, 3, 1).reshape(len(x), *self.shape)
+        if not self.axis:
+            return x[:, 0, :, 0]
+        pixels = self.shape[: self.axis - 1] + self.shape[self.axis :]
+        return np.moveaxis(x.reshape(len(x), *pixels, x.shape[3]), -1, self.axis)
+
+
+@dataclass(frozen=True, kw_only=True)
 class FloatNetwork:
     """Nodes in order, tensors by name.
 
-    ``magnitude_of`` gives the magnitude of calibrated values.
+    ``magnitude_of`` gives the magnitude of calibrated values, ``layouts`` how torch has inputs and
+    outputs.
     """
 
     tensors: dict[str, FloatTensor]
     nodes: tuple[FloatNode | FloatHostNode, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    layouts: dict[str, TorchLayout]
     magnitude_of: Callable[[NDArray], float]
 
     @property

@@ -17,7 +17,13 @@ from gshw.network.graph import Source
 from gshw.quantise import RangeMethod, activation_range
 from pruning.checks import first_line
 from pruning.networks.affine import POINT, Affine, Pair, Term, Window, added, skip
-from pruning.networks.float_graph import FloatHostNode, FloatNetwork, FloatNode, FloatTensor
+from pruning.networks.float_graph import (
+    FloatHostNode,
+    FloatNetwork,
+    FloatNode,
+    FloatTensor,
+    TorchLayout,
+)
 from pruning.networks.sequences import SequenceRules
 
 aten = torch.ops.aten
@@ -134,6 +140,7 @@ class Importer:
         self.tensors: dict[str, FloatTensor] = {}
         self.nodes: list[FloatNode | FloatHostNode] = []
         self._inputs: list[str] = []
+        self._layouts: dict[str, TorchLayout] = {}
         self.first_input = "input"
         self._sequences = SequenceRules(self, Value)
         self._rules: dict[Any, Callable[[fx.Node], Value]] = self._make_rules()
@@ -148,6 +155,7 @@ class Importer:
                     results = node.args[0]
                     for result in results if isinstance(results, tuple | list) else [results]:
                         outputs.append(self.materialised(result))
+                        self._layouts[outputs[-1]] = self._layout(result)
                 elif node.op == "call_function":
                     self.floats[node] = self._evaluate(node)
                     computed = any(n in self.values for n in node.all_input_nodes)
@@ -162,7 +170,16 @@ class Importer:
             nodes=tuple(self.nodes),
             inputs=tuple(self._inputs),
             outputs=tuple(outputs),
+            layouts=self._layouts,
             magnitude_of=self.magnitude,
+        )
+
+    def _layout(self, node: fx.Node) -> TorchLayout:
+        value = self.values[node]
+        return TorchLayout(
+            shape=tuple(self.floats[node].shape[1:]),
+            axis=value.axis,
+            is_flat=value.flattened is not None,
         )
 
     # --- graph ---------------------------------------------------------------------------------
@@ -175,6 +192,7 @@ class Importer:
             if spec.kind is InputKind.USER_INPUT:
                 self.floats[node] = self.example
                 self.values[node] = self._input(node)
+                self._layouts[self.first_input] = self._layout(node)
             else:
                 self.floats[node] = state[spec.target].detach()
                 self.keys[node] = str(spec.target)
