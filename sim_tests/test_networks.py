@@ -17,6 +17,7 @@ from gshw.verilate import build_library
 from pruning.comparison.whole import measure_network
 from pruning.networks.importer import import_model
 from pruning.networks.integers import quantise_network
+from pruning.zoo.bert import Bert
 from pruning.zoo.gnmt import Gnmt
 from rtl_gen.emit import cached_top_verilog
 from sim_tests.configs import find_config
@@ -67,11 +68,32 @@ def test_a_task_as_a_whole_network():
     assert found["cycles"] > 2 * (16 * 5 * 18 + 3 * 80) / config.engine.macs_per_cycle
 
 
-def test_a_translation():
+class Recurrent(nn.Module):
+    """A GRU both ways over embeddings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(40, 6)
+        self.gru = nn.GRU(6, 9, batch_first=True, bidirectional=True)
+        self.fc = nn.Linear(18, 5)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.gru(self.embed(tokens))[0])
+
+
+SENTENCES = {
+    "translation": lambda: Gnmt(width=24, n_layers=3, n_tokens=40, n_steps=3),
+    "transformer": lambda: Bert(width=32, n_heads=4, n_inner=40, n_layers=2, n_tokens=40),
+    "GRU": Recurrent,
+}
+
+
+@pytest.mark.parametrize("name", SENTENCES)
+def test_networks_with_host_nodes(name):
     """Many programs, and the host between them."""
     torch.manual_seed(0)
     config = find_config("block16")
-    model = Gnmt(width=24, n_layers=3, n_tokens=40, n_steps=3).eval()
+    model = SENTENCES[name]().eval()
     tokens = torch.randint(40, (1, 4))
     network = quantise_network(config.engine, import_model(model, tokens))
     compiled = compile_network(config, network)

@@ -151,7 +151,24 @@ class Gated(nn.Module):
         return self.head(y).tanh().permute(0, 2, 3, 1)
 
 
+class Constants(nn.Module):
+    """Constants of every kind, differences, and parts of maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(3, 6, 1)
+        self.places = nn.Buffer(torch.randn(8, 7))
+        self.channels = nn.Buffer(1 + torch.rand(6, 1, 1))
+        self.c = nn.Conv1d(6, 5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = 2.0 - self.a(x) * self.channels / 3 + self.places
+        y = torch.sub(y.relu(), self.b(x), alpha=0.5) + 0.25
+        return self.c(y[:, :, 1:7:2, :][:, :, 1] - y[:, :, -1]).transpose(1, 2)
+
+
 CASES = {
+    "constants": (Constants, (3, 8, 7)),
     "residual": (Residual, (3, 12, 10)),
     "signed": (Signed, (4, 10, 10)),
     "sequence": (Sequence, (6, 17)),
@@ -366,24 +383,49 @@ def test_maxima_need_their_engine():
         quantise_network(load_config("v16x4").engine, network)
 
 
-class Product(nn.Module):
-    """What cannot be multiplied: a constant, or one channel with several."""
+class Arithmetic(nn.Module):
+    """What cannot be computed, by name."""
 
-    def __init__(self, *, constant: bool) -> None:
+    def __init__(self, kind: str) -> None:
         super().__init__()
-        self.constant = constant
+        self.kind = kind
         self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.a(x) * (2.0 if self.constant else self.b(x))
+        y = self.a(x)
+        match self.kind:
+            case "channel":
+                return y * self.b(x)
+            case "pixels":
+                return y * torch.arange(5.0)
+            case "samples":
+                return y + torch.arange(2.0)[:, None, None, None]
+            case "divide":
+                return y / self.a(x)
+            case "wider":
+                return y[:, :, :1] + torch.zeros(5, 5)
+            case "channels":
+                return y[:, 1:]
+        return y
 
 
-def test_products_that_are_not_supported():
-    where = "operator mul.Tensor at the top of the model is not supported"
-    with raises(f"{where} with a constant"):
-        import_model(Product(constant=True).eval(), torch.randn(2, 3, 5, 5))
-    with raises(f"{where} of two shapes"):
-        import_model(Product(constant=False).eval(), torch.randn(2, 3, 5, 5))
+@pytest.mark.parametrize(
+    ("kind", "operator", "message"),
+    [
+        ("channel", "mul.Tensor", " of two shapes"),
+        ("pixels", "mul.Tensor", " by a constant that differs between pixels"),
+        ("samples", "add.Tensor", " with a constant that differs between samples"),
+        ("divide", "div.Tensor", " by anything but a constant"),
+        ("wider", "add.Tensor", " of two shapes"),
+        ("channels", "slice.Tensor", " along an axis that is not one of pixels"),
+    ],
+)
+def test_arithmetic_that_is_not_supported(kind, operator, message):
+    with raises(f"operator {operator} at the top of the model is not supported{message}"):
+        import_model(Arithmetic(kind).eval(), torch.randn(2, 3, 5, 5))
+
+
+def test_functions_of_what_was_flattened():
     flat = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Flatten(), nn.Sigmoid()).eval()
     with raises("operator sigmoid.default in '2' is not supported on what was flattened"):
         import_model(flat, torch.randn(2, 3, 5, 5))

@@ -19,12 +19,17 @@ from gshw.network.execute import execute
 from gshw.network.graph import HostNode, MatrixNode, Network, Source
 from gshw.network.graph import Tensor as Codes
 from gshw.network.host import (
+    ARGUMENT_BITS,
     CELL_BITS,
+    SCALE_BITS,
+    UNIT_BITS,
     argmax,
     attention,
     embedding,
     exponentials,
     fill,
+    gru_cell,
+    gru_tables,
     lstm_cell,
     lstm_tables,
 )
@@ -32,6 +37,7 @@ from gshw.network.run import run_network
 from gshw.quantise import quantise_activations, to_fixed
 from pruning.networks.importer import import_model
 from pruning.networks.integers import quantise_network
+from pruning.networks.module import IntegerNetwork
 from pruning.patterns.pattern import Projection
 from pruning.zoo.gnmt import Gnmt
 
@@ -88,20 +94,48 @@ def test_cells_and_outputs_saturate():
     assert (outputs.item(), found.item()) == (-128, -32768)
 
 
+def test_a_gru_cell_follows_torch():
+    rng = np.random.default_rng(0)
+    scales = 3 / 127, 5 / 127
+    inner, outer = rng.integers(-128, 128, (2, 40, 1, 1, 3 * 6))
+    before = rng.integers(-(1 << UNIT_BITS), 1 << UNIT_BITS, (40, 1, 1, 6))
+    unit = 1 << (ARGUMENT_BITS + SCALE_BITS)
+    numbers = {"input": round(scales[0] * unit), "before": round(scales[1] * unit)}
+    outputs, found = gru_cell([inner, outer, before], gru_tables(), numbers | {"output_bits": 7})
+    (r, z, n), (own_r, own_z, own_n) = (
+        np.split(codes * scale, 3, axis=3)
+        for codes, scale in zip((inner, outer), scales, strict=True)
+    )
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+    update = sigmoid(z + own_z)
+    new = np.tanh(n + sigmoid(r + own_r) * own_n)
+    wanted = (1 - update) * new + update * before / (1 << UNIT_BITS)
+    assert np.abs(found / (1 << UNIT_BITS) - wanted).max() < 0.01
+    assert np.abs(outputs - 128 * wanted).max() < 1.6 and np.abs(outputs).max() > 100
+
+
+def test_gru_outputs_saturate():
+    gates = np.full((1, 1, 1, 3), 127)
+    sources = [gates, 0 * gates, np.full((1, 1, 1, 1), 32768)]
+    numbers = {"input": 1 << 24, "before": 1, "output_bits": 7}
+    outputs, found = gru_cell(sources, gru_tables(), numbers)
+    assert (outputs.item(), found.item()) == (127, 32768)
+
+
 def test_attention_follows_torch():
     rng = np.random.default_rng(1)
     queries, keys = (rng.integers(-128, 128, (3, 1, n, 16)) for n in (2, 9))
     values = rng.integers(-128, 128, (3, 1, 9, 5))
     scale = 2e-5
     multiplier, shift = to_fixed(np.array([scale * 16]))
-    numbers = {"multiplier": int(multiplier[0]), "shift": int(shift[0])}
+    numbers = {"multiplier": int(multiplier[0]), "shift": int(shift[0]), "heads": 1, "causal": 0}
     (found,) = attention([queries, keys, values], [exponentials()], numbers)
     scores = torch.from_numpy(queries[:, 0] @ keys[:, 0].swapaxes(1, 2)).double() * scale
     wanted = (torch.softmax(scores, 2) @ torch.from_numpy(values[:, 0]).double()).numpy()
     assert found.shape == (3, 1, 2, 5)
     assert np.abs(found[:, 0] - wanted).max() < 0.04 * 128
     # Far from the largest a key counts for nothing; alone it is its value.
-    numbers = {"multiplier": 1 << 15, "shift": 1}
+    numbers |= {"multiplier": 1 << 15, "shift": 1}
     (found,) = attention([queries, keys, values], [exponentials()], numbers)
     best = scores.argmax(2).numpy()
     assert np.array_equal(found[:, 0], np.take_along_axis(values[:, 0], best[..., None], 1))
@@ -248,6 +282,47 @@ def test_float_input_of_a_recurrent_layer_and_of_attention():
     assert np.abs(values - wanted).max() < 0.05
 
 
+class Grus(nn.Module):
+    """Two layers both ways, then one that begins where another one ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 12)
+        self.a = nn.GRU(12, 8, num_layers=2, batch_first=True, bidirectional=True)
+        self.b, self.c = (nn.GRU(n, 8, batch_first=True, bias=n < 16) for n in (12, 16))
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        _, state = self.b(x)
+        return self.fc(self.c(self.a(x)[0], state)[0])
+
+
+def test_grus_follow_torch(tmp_path):
+    torch.manual_seed(0)
+    model, tokens = Grus().eval(), torch.randint(9, (16, 5))
+    for parameter in model.parameters():
+        parameter.data *= 2
+    floats = import_model(model, tokens)
+    network = quantise_network(CONFIG.engine, floats)
+    module = IntegerNetwork(CONFIG.engine, network, floats.layouts)
+    with torch.no_grad():
+        wanted = model(tokens)
+        assert (module(tokens) - wanted).abs().max() < 0.05 * wanted.abs().max()
+    # The input's matrix is one node for all steps, the other is shared by all of them.
+    gates = [node for node in network.matrices if ".gates." in node.name]
+    assert len(gates) == 5 * (4 + 1 + 1) and len({node.layer for node in gates}) == 6
+    assert sum(node.name.endswith(".input") for node in network.matrices) == 6
+    path = tmp_path / "net.safetensors"
+    save_network(path, compile_network(CONFIG, network, 2))
+    codes = {"input": as_codes(tokens[:2])}
+    compiled = load_network(path, CONFIG)
+    with GoldenAccelerator(CONFIG, n_bytes=compiled.n_bytes) as core:
+        found = run_network(core, compiled, codes).codes
+    for name, values in execute(CONFIG.engine, network, codes).items():
+        assert np.array_equal(found[name], values), name
+
+
 def test_two_tables_of_one_weight():
     class Scaled(nn.Module):
         def __init__(self) -> None:
@@ -285,11 +360,11 @@ class Other(nn.Module):
             case 1:
                 return self.lstm(x, (self.zeros + 1, self.zeros))[0]
             case 2:
-                return functional.scaled_dot_product_attention(x, x, x, is_causal=True)
+                return self.lstm(x + self.embed(torch.tensor([[1], [2]])))[0]
             case 4:
                 return self.lstm(x)[0].argmax(1)
             case 5:
-                return self.lstm(self.embed(torch.arange(8)[None]) + x)[0]
+                return self.lstm(x, self.lstm(x)[1])[0] @ x.transpose(1, 2)
             case 6:
                 return functional.scaled_dot_product_attention(*[x.unsqueeze(1)] * 3)
             case 7:
@@ -312,27 +387,23 @@ class Other(nn.Module):
     [
         (0, "operator lstm.input in 'lstm' is not supported without batch_first, or with a "),
         (1, "operator lstm.input in 'lstm' is not supported that begins with a constant but 0"),
-        (
-            2,
-            "operator scaled_dot_product_attention.default at the top of the model is not "
-            "supported with a mask, dropout or groups",
-        ),
+        (2, "operator embedding.default in 'embed' is not supported of several constant tokens"),
         (4, "operator argmax.default at the top of the model is not supported but along the "),
         (
             6,
             "operator scaled_dot_product_attention.default at the top of the model is not "
-            "supported of several heads",
+            "supported but of (samples, steps, channels) or (samples, heads, steps, channels)",
         ),
-        (7, "getitem_1: the state of an LSTM may only go into another one"),
-        (8, "operator lstm.input in 'lstm' is not supported but with both states of one LSTM"),
+        (7, "getitem_1: the state of a recurrent layer may only go into another one"),
+        (8, "operator lstm.input in 'lstm' is not supported but with all states of one "),
         (9, "operator lstm.input in 'lstm' is not supported along an axis of pixels"),
         (
             10,
             "operator scaled_dot_product_attention.default at the top of the model is not "
-            "supported along an axis of pixels",
+            "supported but of (samples, steps, channels)",
         ),
         (11, "operator flatten.using_ints at the top of the model is not supported on what was "),
-        (5, "operator embedding.default in 'embed' is not supported of several constant tokens"),
+        (5, "operator matmul.default at the top of the model is not supported; supported are "),
     ],
 )
 def test_what_is_not_supported(kind, message):
@@ -399,7 +470,7 @@ def host_network(**changes) -> Network:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"function": "sing"}, "node 'node': function must be one of lstm_cell, embedding, "),
+        ({"function": "sing"}, "node 'node': function must be one of lstm_cell, gru_cell, "),
         ({"tables": ("t",)}, "node 'node': fill has 1 sources, 1 targets, 0 tables and the numb"),
         ({"numbers": {}}, "node 'node': fill has 1 sources, 1 targets, 0 tables and the numbers c"),
         (

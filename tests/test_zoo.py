@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pruning.networks.importer import import_model
+from pruning.zoo.bert import bert_base
 from pruning.zoo.gnmt import gnmt
 from pruning.zoo.jasper import jasper10x5
 from pruning.zoo.mobilenet import mobilenet_v2
@@ -14,6 +15,18 @@ CASES = {
     "resnet50": (resnet50, 25_557_032, ("layer1.0.downsample.0.weight", "layer4.2.bn3.bias")),
     "mobilenet_v2": (mobilenet_v2, 3_504_872, ("features.1.conv.0.0.weight", "classifier.1.bias")),
     "jasper10x5": (jasper10x5, 332_632_349, ()),
+    # Of the checkpoint bert-base-uncased, without the heads of its training.
+    "bert_base": (
+        bert_base,
+        109_482_240,
+        (
+            "embeddings.LayerNorm.weight",
+            "encoder.layer.11.attention.self.query.weight",
+            "encoder.layer.0.attention.output.LayerNorm.bias",
+            "encoder.layer.3.intermediate.dense.bias",
+            "pooler.dense.weight",
+        ),
+    ),
 }
 
 

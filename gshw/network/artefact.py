@@ -16,7 +16,7 @@ from gshw.network.graph import HostNode, MatrixNode, Network, Source, Tensor
 from gshw.transfers import TensorLayout
 
 FORMAT = "gshw-compiled-network"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _SEGMENT = "segment."
 _TABLE = "table."
 

@@ -26,6 +26,17 @@ EXPONENT_STEPS = 16
 EXPONENT_ENTRIES = 256
 
 
+ARGUMENT_BITS = 8
+"""Fractional bits of what a GRU's sigmoids and tangents are taken of; it is within +-8."""
+ARGUMENT_LIMIT = 1 << (3 + ARGUMENT_BITS)
+SCALE_BITS = 16
+"""Further bits of a scale, by which a GRU's codes are multiplied."""
+NORM_BITS = 12
+"""Fractional bits of a value less its mean, by the standard deviation."""
+ROOT_BITS = 10
+"""Of the standard deviation."""
+
+
 def round_shift(values: Codes, shift: int) -> Codes:
     """``values / 2 ** shift`` to the nearest integer, ties up."""
     return (values + (1 << (shift - 1))) >> shift
@@ -73,6 +84,91 @@ def lstm_tables(gate_scale: float, low: int, high: int) -> list[Codes]:
     cells = (np.arange(-half, half) + 0.5) * 2.0 ** (16 - CELL_TABLE_BITS - CELL_BITS)
     values = (1 / (1 + np.exp(-gates)), np.tanh(gates), np.tanh(cells))
     return [np.rint(one * value).astype(np.int64) for value in values]
+
+
+def gru_cell(
+    sources: Sequence[Codes], tables: Sequence[Codes], numbers: Mapping[str, int]
+) -> list[Codes]:
+    """One step of a GRU.
+
+    Parameters
+    ----------
+    sources
+        What the input and the output before add to the gates, channels ordered (reset, update,
+        new) as torch has them; the output before, of ``UNIT_BITS`` fractional bits.
+    tables
+        Sigmoid and tangent of n / 2**ARGUMENT_BITS, from ``-ARGUMENT_LIMIT`` on.
+    numbers
+        ``input``, ``before``: scales of the first two sources in units of
+        ``2**-(ARGUMENT_BITS + SCALE_BITS)``. ``output_bits``: as of :func:`lstm_cell`.
+
+    Returns
+    -------
+    list
+        Outputs, and the same of ``UNIT_BITS`` fractional bits.
+    """
+    sigmoid, tangent = tables
+
+    def place(values: Codes) -> Codes:
+        found = round_shift(values, SCALE_BITS)
+        return np.clip(found, -ARGUMENT_LIMIT, ARGUMENT_LIMIT - 1) + ARGUMENT_LIMIT
+
+    inner = np.split(sources[0] * numbers["input"], 3, axis=3)
+    outer = np.split(sources[1] * numbers["before"], 3, axis=3)
+    reset, update = (sigmoid[place(inner[n] + outer[n])] for n in range(2))
+    new = tangent[place(inner[2] + round_shift(reset * outer[2], UNIT_BITS))]
+    states = round_shift(((1 << UNIT_BITS) - update) * new + update * sources[2], UNIT_BITS)
+    bits = numbers["output_bits"]
+    return [np.minimum(round_shift(states, UNIT_BITS - bits), (1 << bits) - 1), states]
+
+
+def gru_tables() -> list[Codes]:
+    """The tables of :func:`gru_cell`."""
+    arguments = np.arange(-ARGUMENT_LIMIT, ARGUMENT_LIMIT) * 2.0**-ARGUMENT_BITS
+    values = (1 / (1 + np.exp(-arguments)), np.tanh(arguments))
+    return [np.rint((1 << UNIT_BITS) * value).astype(np.int64) for value in values]
+
+
+def layer_norm(
+    sources: Sequence[Codes], tables: Sequence[Codes], numbers: Mapping[str, int]
+) -> list[Codes]:
+    """Every pixel's channels less their mean, over their standard deviation, times a gain.
+
+    Of C channels, d = C * x - sum(x) is C times a value less its mean, and the square root of
+    ``(sum(d**2) + epsilon) / C`` is C times the standard deviation.
+
+    Parameters
+    ----------
+    tables
+        Gain, of ``shift - NORM_BITS`` fractional bits of a code, and offset, of ``shift``; shape
+        (channels,) each.
+    numbers
+        ``epsilon``: added to the sum of squares, at least 1. ``shift``. ``low``, ``high``: clamp.
+    """
+    codes = sources[0]
+    n_channels = codes.shape[3]
+    less_mean = n_channels * codes - codes.sum(axis=3, keepdims=True)
+    squares = (less_mean * less_mean).sum(axis=3, keepdims=True) + numbers["epsilon"]
+    root = np.maximum(integer_root((squares // n_channels) << (2 * ROOT_BITS)), 1)
+    scaled = less_mean << (ROOT_BITS + NORM_BITS)
+    normal = (2 * scaled + root) // (2 * root)
+    shift = numbers["shift"]
+    found = round_shift(normal * tables[0] + tables[1], shift)
+    return [np.clip(found, numbers["low"], numbers["high"])]
+
+
+def integer_root(values: Codes) -> Codes:
+    """The largest integers whose squares are at most the values, which are below 2**62."""
+    root = np.sqrt(values.astype(np.float64)).astype(np.int64)
+    root -= root * root > values
+    return root + ((root + 1) * (root + 1) <= values)
+
+
+def constant(
+    sources: Sequence[Codes], tables: Sequence[Codes], numbers: Mapping[str, int]
+) -> list[Codes]:
+    """A table, shape (height, width, channels), for as many samples as the source has."""
+    return [np.broadcast_to(tables[0], (len(sources[0]), *tables[0].shape)).astype(np.int64)]
 
 
 def embedding(
@@ -146,20 +242,37 @@ def attention(
     tables
         Exponentials of minus n / ``EXPONENT_STEPS``.
     numbers
-        ``multiplier``, ``shift``: from a product of codes to an entry of the table.
+        ``multiplier``, ``shift``: from a product of codes to an entry of the table. ``heads``:
+        among which the channels are split evenly. ``causal``: 1 where a step sees only those up to
+        its own.
 
     Returns
     -------
     list
         At the values' scale.
     """
-    queries, keys, values = (codes[:, 0] for codes in sources)
-    scores = queries @ keys.swapaxes(1, 2)
-    distance = scores.max(axis=2, keepdims=True) - scores
+    # Shape (n_samples, heads, steps, channels of a head).
+    queries, keys, values = (
+        codes[:, 0].reshape(*codes.shape[::2], numbers["heads"], -1).swapaxes(1, 2)
+        for codes in sources
+    )
+    scores = _product(queries, keys.swapaxes(2, 3))
+    seen = np.ones(scores.shape[2:], dtype=bool)
+    if numbers["causal"]:
+        seen = np.tril(seen)
+    lowest = scores.min()
+    distance = np.where(seen, scores, lowest).max(axis=3, keepdims=True) - scores
     place = round_shift(distance * numbers["multiplier"], numbers["shift"])
-    weights = tables[0][np.minimum(place, tables[0].size - 1)]
-    total = weights.sum(axis=2, keepdims=True)
-    return [((2 * (weights @ values) + total) // (2 * total))[:, None]]
+    weights = np.where(seen, tables[0][np.clip(place, 0, tables[0].size - 1)], 0)
+    total = weights.sum(axis=3, keepdims=True)
+    found = (2 * _product(weights, values) + total) // (2 * total)
+    n_samples, _, n_steps, _ = found.shape
+    return [found.swapaxes(1, 2).reshape(n_samples, 1, n_steps, -1)]
+
+
+def _product(a: Codes, b: Codes) -> Codes:
+    """Integer matrix products, exact in floats as long as sums are below 2**53."""
+    return (a.astype(np.float64) @ b.astype(np.float64)).astype(np.int64)
 
 
 def exponentials() -> Codes:
@@ -170,6 +283,9 @@ def exponentials() -> Codes:
 
 FUNCTIONS: dict[str, Function] = {
     "lstm_cell": lstm_cell,
+    "gru_cell": gru_cell,
+    "layer_norm": layer_norm,
+    "constant": constant,
     "embedding": embedding,
     "argmax": argmax,
     "fill": fill,
@@ -180,11 +296,14 @@ FUNCTIONS: dict[str, Function] = {
 
 NEEDS: dict[str, tuple[int, int, int, frozenset[str]]] = {
     "lstm_cell": (2, 2, 3, frozenset(("low", "output_bits"))),
+    "gru_cell": (3, 2, 2, frozenset(("input", "before", "output_bits"))),
+    "layer_norm": (1, 1, 2, frozenset(("epsilon", "shift", "low", "high"))),
+    "constant": (1, 1, 1, frozenset()),
     "embedding": (1, 1, 1, frozenset()),
     "argmax": (1, 1, 0, frozenset()),
     "fill": (1, 1, 0, frozenset(("value", "width", "channels"))),
     "table": (1, 1, 1, frozenset(("low",))),
     "multiply": (2, 1, 0, frozenset(("multiplier", "shift", "low", "high"))),
-    "attention": (3, 1, 1, frozenset(("multiplier", "shift"))),
+    "attention": (3, 1, 1, frozenset(("multiplier", "shift", "heads", "causal"))),
 }
 """How many sources, targets and tables each function has, and its numbers."""

@@ -1,7 +1,7 @@
 """The float network as sums, clamps and the ranges that calibration saw."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,13 +70,17 @@ class FloatHostNode:
     key
         Name of its table in the model, if it has one.
     table
-        Float values of the table.
+        Float values of the table, or of the constant.
     factor
         Of products of queries and keys.
     value
         That it fills with.
     apply
         Of float values, where its table is of a function.
+    gain, offset, epsilon
+        Of a layer norm; no gain is 1, no offset 0.
+    numbers
+        Of the function, those that do not depend on scales.
     """
 
     name: str
@@ -88,6 +92,10 @@ class FloatHostNode:
     factor: float = 1.0
     value: int = 0
     apply: Callable[[Tensor], Tensor] | None = None
+    gain: NDArray[np.float64] | None = None
+    offset: NDArray[np.float64] | None = None
+    epsilon: float = 0.0
+    numbers: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

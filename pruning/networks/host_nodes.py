@@ -1,5 +1,6 @@
 """Host nodes in integers: their tables and numbers."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,9 +10,20 @@ from numpy.typing import NDArray
 from gshw.config import EngineConfig
 from gshw.errors import GshwError
 from gshw.network.graph import HostNode, Tensor
-from gshw.network.host import EXPONENT_STEPS, exponentials, lstm_tables
+from gshw.network.host import (
+    ARGUMENT_BITS,
+    EXPONENT_STEPS,
+    NORM_BITS,
+    SCALE_BITS,
+    exponentials,
+    gru_tables,
+    lstm_tables,
+)
 from gshw.quantise import quantise_activations, to_fixed
 from pruning.networks.float_graph import FloatHostNode
+
+GAIN_BITS = 15
+"""Of the largest gain of a layer norm."""
 
 
 class HostNodes:
@@ -56,12 +68,23 @@ class HostNodes:
         match node.function:
             case "lstm_cell":
                 return self._lstm(sources[0])
+            case "gru_cell":
+                return self._gru(sources[0], sources[1])
+            case "constant":
+                assert node.table is not None, "a constant has values"
+                scale, signed = target.scale, target.signed
+                self.tables[node.name] = quantise_activations(
+                    self._config, node.table, scale, signed
+                )
+                return (node.name,), {}
+            case "layer_norm":
+                return self._layer_norm(node, sources[0], target)
             case "embedding":
                 return (self._embedding(node, target),), {}
             case "attention":
                 self.tables["exponentials"] = exponentials()
                 step = sources[0].scale * sources[1].scale * node.factor * EXPONENT_STEPS
-                return ("exponentials",), _fixed(step)
+                return ("exponentials",), _fixed(step) | dict(node.numbers)
             case "table":
                 return (node.name,), self._function(node, sources[0], target)
             case "multiply":
@@ -80,6 +103,36 @@ class HostNodes:
         names = (*names, "tanh of cells")
         self.tables |= zip(names, lstm_tables(gates.scale, low, high), strict=True)
         return names, {"low": low, "output_bits": self._config.activation_width - 1}
+
+    def _gru(self, inner: Tensor, outer: Tensor) -> tuple[tuple[str, ...], dict[str, int]]:
+        names = ("sigmoid", "tanh")
+        self.tables |= zip(names, gru_tables(), strict=True)
+        return names, {
+            "input": round(inner.scale * 2.0 ** (ARGUMENT_BITS + SCALE_BITS)),
+            "before": round(outer.scale * 2.0 ** (ARGUMENT_BITS + SCALE_BITS)),
+            "output_bits": self._config.activation_width - 1,
+        }
+
+    def _layer_norm(
+        self, node: FloatHostNode, source: Tensor, target: Tensor
+    ) -> tuple[tuple[str, ...], dict[str, int]]:
+        ones = np.ones(source.channels)
+        gain = (ones if node.gain is None else node.gain) / target.scale
+        offset = (0 * ones if node.offset is None else node.offset) / target.scale
+        if not (np.isfinite(gain).all() and np.isfinite(offset).all()):
+            raise GshwError("gain and offset must be finite")
+        # Of the gain, as many bits as the largest one needs to have GAIN_BITS.
+        largest = max(float(np.abs(gain).max()), 2.0**-GAIN_BITS)
+        gain_bits = max(0, GAIN_BITS - math.ceil(math.log2(largest)))
+        shift = NORM_BITS + gain_bits
+        names = f"{node.name}.gain", f"{node.name}.offset"
+        values = gain * 2.0**gain_bits, offset * 2.0**shift
+        self.tables |= {
+            name: np.rint(value).astype(np.int64) for name, value in zip(names, values, strict=True)
+        }
+        low, high = self._config.activation_range(target.signed)
+        epsilon = round(node.epsilon * source.channels**3 / source.scale**2)
+        return names, {"epsilon": max(1, epsilon), "shift": shift, "low": low, "high": high}
 
     def _embedding(self, node: FloatHostNode, target: Tensor) -> str:
         """One table, however many nodes look it up."""

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,18 +13,15 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from gshw.errors import GshwError
-from gshw.network.graph import Source
 from gshw.quantise import RangeMethod, activation_range
 from pruning.checks import first_line
-from pruning.networks.affine import POINT, Affine, Pair, Term, Window, added, skip
-from pruning.networks.float_graph import (
-    FloatHostNode,
-    FloatNetwork,
-    FloatNode,
-    FloatTensor,
-    TorchLayout,
-)
-from pruning.networks.sequences import SequenceRules
+from pruning.networks.affine import POINT, Affine, Pair, Term, Window, skip
+from pruning.networks.arithmetic import ArithmeticRules
+from pruning.networks.builder import FIRST_INPUT, NetworkBuilder
+from pruning.networks.float_graph import FloatNetwork, FloatNode, TorchLayout
+from pruning.networks.host_rules import HostRules
+from pruning.networks.recurrent import RecurrentRules
+from pruning.networks.values import Value
 
 aten = torch.ops.aten
 _PASSING = (
@@ -36,64 +33,25 @@ _PASSING = (
     aten.detach.default,
     aten.feature_dropout.default,
 )
+_SQUEEZING = (aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default)
 _SHAPING = (
     aten.flatten.using_ints,
     aten.view.default,
     aten.reshape.default,
     aten._unsafe_view.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.unsqueeze.default,
-)
-
-
-_TABLES = (
-    aten.sigmoid.default,
-    aten.tanh.default,
-    aten.gelu.default,
-    aten.silu.default,
-    aten.hardswish.default,
-    aten.hardsigmoid.default,
-    aten.elu.default,
-    aten.leaky_relu.default,
+    *_SQUEEZING,
 )
 
 _CHANNELS_LAST = (
     aten.linear.default,
     aten.lstm.input,
+    aten.gru.input,
+    aten.layer_norm.default,
     aten.scaled_dot_product_attention.default,
 )
 """Operators whose inputs have their channels in the last axis."""
 
 _ORIGINAL = ".parametrizations.weight.original"
-
-
-@dataclass(frozen=True)
-class Value:
-    """What a place of the graph stands for.
-
-    Parameters
-    ----------
-    affine
-        Pending, or a tensor by itself.
-    tensor
-        Its name where it is just that.
-    axis
-        Of the channels in torch's shape; the pixels are the others but the first.
-    flattened
-        Channels and pixels (c, h, w) that torch has made one axis.
-    is_state
-        Of an LSTM: only another LSTM can read it.
-    pieces
-        Tensors whose channels follow each other, where the affine only puts them side by side.
-    """
-
-    affine: Affine
-    tensor: str | None
-    axis: int
-    flattened: tuple[int, int, int] | None = None
-    pieces: tuple[str, ...] = ()
-    is_state: bool = False
 
 
 def _pair(value: Any, fill: int, *, flat: bool) -> Pair:
@@ -132,17 +90,16 @@ class Importer:
     ) -> None:
         self._program = _exported(model, example)
         self.example = example
-        self.magnitude = lambda x: activation_range(x, method, percentile=percentile)
+        self.graph = NetworkBuilder(lambda x: activation_range(x, method, percentile=percentile))
         self.floats: dict[fx.Node, Any] = {}
         self.values: dict[fx.Node, Value] = {}
         self.keys: dict[fx.Node, str] = {}
         self._arrays: dict[fx.Node, NDArray[np.float64]] = {}
-        self.tensors: dict[str, FloatTensor] = {}
-        self.nodes: list[FloatNode | FloatHostNode] = []
         self._inputs: list[str] = []
         self._layouts: dict[str, TorchLayout] = {}
-        self.first_input = "input"
-        self._sequences = SequenceRules(self, Value)
+        self._arithmetic = ArithmeticRules(self)
+        self._host = HostRules(self)
+        self._recurrent = RecurrentRules(self)
         self._rules: dict[Any, Callable[[fx.Node], Value]] = self._make_rules()
 
     def run(self) -> FloatNetwork:
@@ -159,19 +116,20 @@ class Importer:
                 elif node.op == "call_function":
                     self.floats[node] = self._evaluate(node)
                     computed = any(n in self.values for n in node.all_input_nodes)
-                    if computed or node.target is aten.embedding.default:
+                    embeds = node.target is aten.embedding.default
+                    if computed or (embeds and not self._host.is_constant(node)):
                         self.values[node] = self._interpret(node)
                     else:
                         # A weight that is computed, as a masked one.
                         found = [self.keys[n] for n in node.all_input_nodes if n in self.keys]
                         self.keys[node] = found[0] if found else node.name
         return FloatNetwork(
-            tensors=self.tensors,
-            nodes=tuple(self.nodes),
+            tensors=self.graph.tensors,
+            nodes=tuple(self.graph.nodes),
             inputs=tuple(self._inputs),
             outputs=tuple(outputs),
             layouts=self._layouts,
-            magnitude_of=self.magnitude,
+            magnitude_of=self.graph.magnitude,
         )
 
     def _layout(self, node: fx.Node) -> TorchLayout:
@@ -192,7 +150,7 @@ class Importer:
             if spec.kind is InputKind.USER_INPUT:
                 self.floats[node] = self.example
                 self.values[node] = self._input(node)
-                self._layouts[self.first_input] = self._layout(node)
+                self._layouts[FIRST_INPUT] = self._layout(node)
             else:
                 self.floats[node] = state[spec.target].detach()
                 self.keys[node] = str(spec.target)
@@ -200,13 +158,14 @@ class Importer:
     def _input(self, node: fx.Node) -> Value:
         if self._inputs:
             raise GshwError("the model must have one input")
-        self._inputs.append(self.first_input)
+        self._inputs.append(FIRST_INPUT)
         if not self.example.is_floating_point():
-            return self._sequences.tokens(self.first_input, self.example)
+            self.graph.add_tokens(FIRST_INPUT, self.example)
+            return Value(skip(FIRST_INPUT, 1), FIRST_INPUT, 0)
         nonnegative = bool(self.example.min() >= 0)
         last = any(user.target in _CHANNELS_LAST for user in node.users)
         axis = self.example.ndim - 1 if last else 1
-        return self._new_tensor(node, "input", axis, nonnegative=nonnegative)
+        return self.new_tensor(node, FIRST_INPUT, axis, nonnegative=nonnegative)
 
     def _evaluate(self, node: fx.Node) -> Any:
         def of(argument: Any) -> Any:
@@ -241,12 +200,14 @@ class Importer:
         if node not in self.values:
             raise GshwError(f"{node} must be computed from the input, not be a constant")
         if self.values[node].is_state:
-            raise GshwError(f"{node}: the state of an LSTM may only go into another one")
+            raise GshwError(f"{node}: the state of a recurrent layer may only go into another one")
+        if self.values[node].head_axis is not None:
+            raise GshwError(f"{node}: heads may only go into attention, or become channels again")
         return self.values[node]
 
     # --- tensors -------------------------------------------------------------------------------
 
-    def _shape(self, node: fx.Node, axis: int) -> tuple[Pair, int]:
+    def shape(self, node: fx.Node, axis: int) -> tuple[Pair, int]:
         """Size and channels of a node's float value."""
         shape = list(self.floats[node].shape[1:])
         channels = shape.pop(axis - 1)
@@ -255,17 +216,10 @@ class Importer:
         height, width = [1] * (2 - len(shape)) + shape
         return (height, width), channels
 
-    def _new_tensor(self, node: fx.Node, name: str, axis: int, *, nonnegative: bool) -> Value:
-        size, channels = self._shape(node, axis)
-        values = self.floats[node].detach().cpu()
-        self.tensors[name] = FloatTensor(
-            name=name,
-            size=size,
-            channels=channels,
-            nonnegative=nonnegative,
-            magnitude=self.magnitude(values.numpy()),
-            values=values.movedim(axis, 1).reshape(-1, channels, *size),
-        )
+    def new_tensor(self, node: fx.Node, name: str, axis: int, *, nonnegative: bool) -> Value:
+        size, channels = self.shape(node, axis)
+        values = self.floats[node].detach().cpu().movedim(axis, 1).reshape(-1, channels, *size)
+        self.graph.add_tensor(name, values, nonnegative=nonnegative)
         return Value(skip(name, channels), name, axis)
 
     def _emit(
@@ -275,25 +229,25 @@ class Importer:
         name = self.name(node, [term.key for term in value.affine.terms])
         if value.affine.maximum and low != 0:
             self._check_maximum(node, value.affine)
-        sources = [self.tensors[term.tensor] for term in value.affine.terms]
+        sources = [self.graph.tensors[term.tensor] for term in value.affine.terms]
         positive = all(
             tensor.nonnegative and bool((term.weight >= 0).all())
             for tensor, term in zip(sources, value.affine.terms, strict=True)
         ) and bool((value.affine.bias >= 0).all())
-        self.nodes.append(FloatNode(name=name, affine=value.affine, low=low, high=high))
-        found = self._new_tensor(
+        self.graph.nodes.append(FloatNode(name=name, affine=value.affine, low=low, high=high))
+        found = self.new_tensor(
             node, name, value.axis, nonnegative=positive or (low is not None and low >= 0)
         )
         if value.affine.maximum and positive:
             # Some of the source's codes, as they are.
-            self.tensors[name].magnitude = sources[0].magnitude
+            self.graph.tensors[name].magnitude = sources[0].magnitude
         return found
 
     def name(self, node: fx.Node, keys: Sequence[str | None] = ()) -> str:
         """Of a new tensor: the weight's, or the place's."""
         found = [key for key in keys if key is not None]
         name = found[0] if found else node.name
-        n_same = sum(other == name or other.startswith(f"{name}#") for other in self.tensors)
+        n_same = sum(other == name or other.startswith(f"{name}#") for other in self.graph.tensors)
         return f"{name}#{n_same + 1}" if n_same else name
 
     def materialised(self, node: fx.Node) -> str:
@@ -309,7 +263,7 @@ class Importer:
         """Tensors that hold a place's channels: several where it is a concatenation."""
         return self.value(node).pieces or (self.materialised(node),)
 
-    def _pending(self, node: fx.Node, *, clamps: bool = False) -> Value:
+    def pending(self, node: fx.Node, *, clamps: bool = False) -> Value:
         """A value to go on with: as it is, if nobody else reads it.
 
         A maximum goes on only into a clamp.
@@ -324,14 +278,11 @@ class Importer:
     def _make_rules(self) -> dict[Any, Callable[[fx.Node], Value]]:
         rules: dict[Any, Callable[[fx.Node], Value]] = dict.fromkeys(_PASSING, self._pass)
         rules |= dict.fromkeys(_SHAPING, self._reshape)
-        rules |= dict.fromkeys(_TABLES, self._by_table)
         rules |= {
             aten.conv1d.default: self._convolve,
             aten.conv2d.default: self._convolve,
             aten.linear.default: self._linear,
             aten.batch_norm.default: self._batch_norm,
-            aten.add.Tensor: self._add,
-            aten.add_.Tensor: self._add,
             aten.relu.default: self._relu,
             aten.relu_.default: self._relu,
             aten.hardtanh.default: self._hardtanh,
@@ -342,12 +293,11 @@ class Importer:
             aten.mean.dim: self._mean,
             aten.max_pool1d.default: self._max_pool,
             aten.max_pool2d.default: self._max_pool,
-            aten.mul.Tensor: self._multiply,
             aten.cat.default: self._concatenate,
             aten.permute.default: self._permute,
             aten.transpose.int: self._permute,
         }
-        return rules | self._sequences.rules()
+        return rules | self._arithmetic.rules() | self._host.rules() | self._recurrent.rules()
 
     def array(self, node: fx.Node | None) -> NDArray[np.float64] | None:
         """Values of a weight, one array however many read it."""
@@ -363,10 +313,13 @@ class Importer:
         return node.kwargs.get(name, default)
 
     def _pass(self, node: fx.Node) -> Value:
-        return self._through(node, node.args[0])
+        return self.passed_on(node, node.args[0])
 
-    def _through(self, node: fx.Node, source: fx.Node) -> Value:
-        value = self._pending(source)
+    def passed_on(self, node: fx.Node, source: fx.Node) -> Value:
+        """A place of the graph that stands for the same as another one."""
+        if self.values[source].head_axis is not None:
+            return self.values[source]
+        value = self.pending(source)
         if value.tensor is None and self.floats[node].shape != self.floats[source].shape:
             self.materialised(source)
             value = self.values[source]
@@ -374,9 +327,15 @@ class Importer:
 
     def _reshape(self, node: fx.Node) -> Value:
         source = node.args[0]
+        before, after = self.floats[source].shape, self.floats[node].shape
+        value = self.values[source]
+        if value.head_axis == 2 and tuple(after) == (*before[:2], before[2] * before[3]):
+            return replace(value, head_axis=None)
         self.materialised(source)
         value = self.values[source]
-        before, after = self.floats[source].shape, self.floats[node].shape
+        splits = node.target not in _SQUEEZING and len(before) == 3 and value.axis == 2
+        if splits and len(after) == 4 and tuple(before) == (*after[:2], after[2] * after[3]):
+            return replace(value, head_axis=2)
         if value.flattened is not None or not value.axis:
             raise self.unsupported(node, " on what was flattened, or on tokens")
         pixels = [n for axis, n in enumerate(before) if axis not in (0, value.axis)]
@@ -391,7 +350,6 @@ class Importer:
         raise self.unsupported(node, f" from {tuple(before)} to {tuple(after)}")
 
     def _permute(self, node: fx.Node) -> Value:
-        value = self._pending(node.args[0])
         n_axes = self.floats[node].ndim
         order = list(range(n_axes))
         if node.target is aten.permute.default:
@@ -399,6 +357,10 @@ class Importer:
         else:
             one, other = (axis % n_axes for axis in node.args[1:3])
             order[one], order[other] = other, one
+        head_axis = self.values[node.args[0]].head_axis
+        if head_axis is not None and order == [0, 2, 1, 3]:
+            return replace(self.values[node.args[0]], head_axis=3 - head_axis)
+        value = self.pending(node.args[0])
         pixels = [axis for axis in order if axis not in (0, value.axis)]
         if order[0] != 0 or pixels != sorted(pixels) or value.flattened:
             raise self.unsupported(node, " other than moving the channels")
@@ -430,7 +392,7 @@ class Importer:
         names = self.pieces(source) if groups == 1 else (self.materialised(source),)
         terms, start = [], 0
         for name in names:
-            channels = self.tensors[name].channels
+            channels = self.graph.tensors[name].channels
             whole = len(names) == 1
             term = Term(
                 tensor=name,
@@ -472,31 +434,9 @@ class Importer:
         factor = 1 / np.sqrt(variance + float(node.args[7]))
         factor = factor if gain is None else factor * gain
         shift = -mean * factor + (0 if offset is None else offset)
-        value = self._pending(node.args[0])
+        value = self.pending(node.args[0])
         affine = value.affine.scaled(factor, shift)
         return replace(value, affine=affine, tensor=None, pieces=())
-
-    def _add(self, node: fx.Node) -> Value:
-        if node.kwargs.get("alpha", 1) != 1 or not isinstance(node.args[1], fx.Node):
-            raise self.unsupported(node, " with a constant or a factor")
-        one, other = node.args[:2]
-        if self.floats[one].shape != self.floats[other].shape:
-            raise self.unsupported(node, " of two shapes")
-        sizes = {name: tensor.size for name, tensor in self.tensors.items()}
-        a, b = self._pending(one), self._pending(other)
-        if a.axis != b.axis or a.flattened != b.flattened:
-            raise self.unsupported(node, " of two layouts")
-        total = added(a.affine, b.affine, sizes)
-        if total is None:
-            # One of them by itself first, the second where that is enough.
-            self.materialised(other)
-            sizes = {name: tensor.size for name, tensor in self.tensors.items()}
-            total = added(a.affine, self.values[other].affine, sizes)
-        if total is None:
-            self.materialised(one)
-            total = added(self.values[one].affine, self.values[other].affine, sizes)
-        assert total is not None, "two tensors of one shape can be added"
-        return Value(total, None, a.axis)
 
     def _relu(self, node: fx.Node) -> Value:
         return self._clamped(node, 0.0, None)
@@ -509,9 +449,9 @@ class Importer:
         return self._clamped(node, low, high)
 
     def _clamped(self, node: fx.Node, low: float | None, high: float | None) -> Value:
-        value = self._pending(node.args[0], clamps=True)
+        value = self.pending(node.args[0], clamps=True)
         is_relu = low == 0 and high is None
-        if value.tensor is not None and is_relu and self.tensors[value.tensor].nonnegative:
+        if value.tensor is not None and is_relu and self.graph.tensors[value.tensor].nonnegative:
             return value
         if value.flattened is not None:
             raise self.unsupported(node, " on what was flattened")
@@ -546,7 +486,7 @@ class Importer:
     def _mean_of(self, source: fx.Node, window: Window | None) -> Value:
         """A mean over windows; None: over all pixels."""
         name = self.materialised(source)
-        tensor = self.tensors[name]
+        tensor = self.graph.tensors[name]
         window = window or Window(kernel=tensor.size)
         n_taps = window.kernel[0] * window.kernel[1]
         term = Term(
@@ -558,58 +498,6 @@ class Importer:
         )
         affine = Affine(terms=(term,), bias=np.zeros(tensor.channels))
         return Value(affine, None, self.values[source].axis)
-
-    def _by_table(self, node: fx.Node) -> Value:
-        """A function of single values, on the host."""
-        source = node.args[0]
-        tensor = self.materialised(source)
-        value = self.values[source]
-        if value.flattened is not None:
-            raise self.unsupported(node, " on what was flattened")
-
-        def apply(x: Tensor) -> Tensor:
-            return node.target(x, *node.args[1:], **node.kwargs)
-
-        name = self.name(node)
-        nonnegative = bool((self.floats[node] >= 0).all())
-        found = self._new_tensor(node, name, value.axis, nonnegative=nonnegative)
-        self.nodes.append(
-            FloatHostNode(
-                name=name,
-                function="table",
-                sources=(Source(tensor),),
-                targets=(Source(name),),
-                apply=apply,
-            )
-        )
-        return found
-
-    def _multiply(self, node: fx.Node) -> Value:
-        """Of two tensors, one of which may have a single pixel; on the host."""
-        one, other = node.args[:2]
-        if not isinstance(other, fx.Node) or other not in self.values or one not in self.values:
-            raise self.unsupported(node, " with a constant")
-        names = [self.materialised(source) for source in (one, other)]
-        a, b = (self.values[source] for source in (one, other))
-        sizes = {self.tensors[name].size for name in names}
-        channels = {self.tensors[name].channels for name in names}
-        same_axis = a.axis == b.axis and self.floats[one].ndim == self.floats[other].ndim
-        if a.flattened is not None or b.flattened is not None:
-            raise self.unsupported(node, " on what was flattened")
-        if not same_axis or len(channels) > 1 or len(sizes - {(1, 1)}) > 1:
-            raise self.unsupported(node, " of two shapes")
-        name = self.name(node)
-        nonnegative = all(self.tensors[source].nonnegative for source in names)
-        found = self._new_tensor(node, name, a.axis, nonnegative=nonnegative)
-        self.nodes.append(
-            FloatHostNode(
-                name=name,
-                function="multiply",
-                sources=tuple(Source(source) for source in names),
-                targets=(Source(name),),
-            )
-        )
-        return found
 
     def _max_pool(self, node: fx.Node) -> Value:
         flat = node.target is aten.max_pool1d.default
@@ -624,7 +512,7 @@ class Importer:
             dilation=_pair(self.argument(node, 4, "dilation", 1), 1, flat=flat),
         )
         name = self.materialised(node.args[0])
-        channels = self.tensors[name].channels
+        channels = self.graph.tensors[name].channels
         term = Term(
             tensor=name,
             channels=channels,
@@ -637,7 +525,7 @@ class Importer:
 
     def _check_maximum(self, node: fx.Node, affine: Affine) -> None:
         """Accumulators begin at 0, and padding is 0."""
-        if not self.tensors[affine.terms[0].tensor].nonnegative:
+        if not self.graph.tensors[affine.terms[0].tensor].nonnegative:
             raise self.unsupported(
                 node, " of values that may be negative, but with a ReLU before or after it"
             )
@@ -649,7 +537,7 @@ class Importer:
         if any(self.value(piece).axis != axis for piece in pieces):
             raise self.unsupported(node, " along an axis of pixels")
         names = tuple(self.materialised(piece) for piece in pieces)
-        channels = [self.tensors[name].channels for name in names]
+        channels = [self.graph.tensors[name].channels for name in names]
         total, start, terms = sum(channels), 0, []
         for name, n in zip(names, channels, strict=True):
             weight = np.zeros((total, n, 1, 1))
