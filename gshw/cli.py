@@ -79,6 +79,10 @@ def _selected(arguments: argparse.Namespace, config: Config) -> dict:
 def _explain(arguments: argparse.Namespace, console: Console) -> int:
     check_output_file(arguments.json)
     config = load_config(arguments.config)
+    if archive_format(arguments.model) == NETWORK_FORMAT:
+        return _explain_network(arguments, console, config)
+    if arguments.plot is not None:
+        raise GshwError("--plot is for compiled networks")
     layers = _selected(arguments, config)
     reports = [
         explain_layer(config.engine, layer, arguments.samples, *input_size(layer))
@@ -91,6 +95,25 @@ def _explain(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.program:
         data["programs"] = _explain_programs(arguments, console, config, layers)
     write_record(arguments.json, config, arguments.raw, None, data)
+    return 0
+
+
+def _explain_network(arguments: argparse.Namespace, console: Console, config: Config) -> int:
+    from gshw.network.commands import explain_network_command
+
+    if arguments.layer is not None or arguments.program:
+        raise GshwError("--layer and --program are for encoded layers, not compiled networks")
+    if arguments.plot is not None:
+        from pruning.runs.options import check_plot
+
+        check_plot(arguments.plot)
+    profile = explain_network_command(arguments, console, config)
+    if arguments.plot is not None:
+        from pruning.networks.plots import plot_profile
+
+        plot_profile(
+            arguments.plot, profile.compiled, profile.cycles, profile.reports, profile.title
+        )
     return 0
 
 
@@ -118,6 +141,9 @@ def _simulate(arguments: argparse.Namespace, console: Console) -> int:
 
     config = load_config(arguments.config)
     engine = config.engine
+    if archive_format(arguments.model) == NETWORK_FORMAT:
+        return _simulate_network(arguments, console, config)
+    _refuse_parts(arguments)
     layers = _selected(arguments, config)
     inputs = _load_inputs(arguments)
     waves = arguments.waves
@@ -153,6 +179,23 @@ def _simulate(arguments: argparse.Namespace, console: Console) -> int:
     for report in wrong:
         print(f"layer {report.name!r} differs at {report.mismatch}", file=sys.stderr)
     return MISMATCH if wrong else 0
+
+
+def _simulate_network(arguments: argparse.Namespace, console: Console, config: Config) -> int:
+    from gshw.network.commands import run_network_command
+    from rtl_gen.emit import cached_top_verilog
+
+    if arguments.waves is not None:
+        raise GshwError("--waves is for encoded layers, not compiled networks")
+    given = None if arguments.input is None else _load_array(arguments.input)
+    asked = argparse.Namespace(**vars(arguments), device="sim", check=True, output=None)
+    same = run_network_command(asked, console, config, given, cached_top_verilog)
+    return 0 if same else MISMATCH
+
+
+def _refuse_parts(arguments: argparse.Namespace) -> None:
+    if arguments.first is not None or arguments.last is not None:
+        raise GshwError("--from and --to are for compiled networks")
 
 
 def _load_array(path: Path) -> np.ndarray:
@@ -267,6 +310,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 
         same = run_network_command(arguments, console, config, given, cached_top_verilog)
     else:
+        _refuse_parts(arguments)
         layers = _selected(arguments, config)
         same = run_command(arguments, console, config, layers, given, cached_top_verilog)
     return 0 if same else MISMATCH

@@ -73,6 +73,12 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--layer", required=layer_required, help="only this layer")
         command.add_argument("--samples", type=_positive, default=4, help="input samples (4)")
 
+    def add_part(command: argparse.ArgumentParser) -> None:
+        command.add_argument(
+            "--from", dest="first", metavar="NODE", help="of a network: begin here (golden before)"
+        )
+        command.add_argument("--to", dest="last", metavar="NODE", help="of a network: end here")
+
     info = add("info", "the pattern, sizes and words of a config")
     info.add_argument("config", metavar="CONFIG", help="TOML file or preset")
     info.add_argument("--json", action="store_true", help="machine-readable")
@@ -168,9 +174,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--rows", type=Path, help=".npy, rows in bundle order")
 
-    explain = add("explain", "where the cycles of every layer go, by the cycle law")
+    explain = add("explain", "where the cycles of layers or a network go, by the cycle law")
     add_model(explain)
     explain.add_argument("--json", type=Path, help="report file")
+    explain.add_argument(
+        "--plot", type=Path, help="of a network: time line and roofline (.png, .svg or .pdf)"
+    )
     explain.add_argument("--program", action="store_true", help="also as programs of gshw_axi")
     explain.add_argument(
         "--latency", type=_positive, default=30, help="cycles of the memory, both ways (30)"
@@ -179,8 +188,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--interval", type=_positive, default=1, help="cycles of the memory per beat (1)"
     )
 
-    simulate = add("simulate", "run layers in RTL, compare with the golden model")
+    simulate = add("simulate", "run layers or a network in RTL, compare with the golden model")
     add_model(simulate)
+    add_part(simulate)
     simulate.add_argument("--input", type=Path, help=".npy of integer codes, channels last")
     simulate.add_argument("--waves", type=Path, metavar="FILE", help="write waves, .vcd or .fst")
     simulate.add_argument("--seed", type=_count, default=0, help="of random input")
@@ -214,8 +224,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     board.add_argument("--force", action="store_true", help="overwrite files in the folder")
 
-    run = add("run", "run layers on a core: a board, a simulation, or the software model")
+    run = add("run", "run layers or a network on a core: board, simulation, software model")
     add_model(run)
+    add_part(run)
     run.add_argument(
         "--device",
         default="golden",

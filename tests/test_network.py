@@ -5,6 +5,8 @@ import re
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from gshw.config import BusConfig, Config, EngineConfig, load_config
 from gshw.drivers.golden import GoldenAccelerator
@@ -14,7 +16,10 @@ from gshw.golden import run_layer
 from gshw.network.compile import compile_network
 from gshw.network.execute import execute
 from gshw.network.graph import MatrixNode, Network, Source, Tensor
+from gshw.network.part import part_of
 from gshw.network.run import run_network
+from pruning.networks.importer import import_model
+from pruning.networks.integers import quantise_network
 from tests.network_cases import encoded, residual_network
 from tests.strategies import all_engines, conv
 
@@ -229,3 +234,35 @@ def test_memory_beyond_the_bus():
     config = Config(name="test", engine=TINY, bus=BusConfig(data_width=32, address_width=16))
     with pytest.raises(GshwError, match=r"^the network needs memory up to 0x\w+, beyond the bus's"):
         compile_network(config, residual_network(TINY), base_address=0xFC00)
+
+
+def test_parts_of_a_network():
+    """Tensors that several nodes write stay whole; a part computes what the whole does."""
+    engine = load_config("v16x4").engine
+    network = residual_network(engine)
+    x = np.random.default_rng(0).integers(0, 256, (2, 7, 6, 3))
+    codes = execute(engine, network, {"image": x})
+    names = [node.name for node in network.nodes]
+    for start, first in enumerate(names):
+        for last in names[start:]:
+            part = part_of(network, first, last)
+            own = [node.name for node in part.nodes]
+            assert {first, last} <= set(own)
+            found = execute(engine, part, {name: codes[name] for name in part.inputs})
+            for name, values in found.items():
+                assert np.array_equal(values, codes[name]), (first, last, name)
+    assert part_of(network) == network
+
+
+def test_a_part_keeps_what_writes_one_tensor():
+    engine = load_config("tiny").engine
+    torch.manual_seed(0)
+    depthwise = nn.Conv2d(96, 96, 5, padding=2, groups=96)
+    model = nn.Sequential(nn.Conv2d(2, 96, 1), depthwise).eval()
+    floats = import_model(model, torch.randn(2, 2, 4, 4))
+    network = quantise_network(engine, floats)
+    names = [node.name for node in network.nodes]
+    assert len(names) > 2
+    part = part_of(network, names[2], names[2])
+    assert [node.name for node in part.nodes] == names[1:]
+    assert len(part.inputs) == len(part.outputs) == 1

@@ -12,6 +12,7 @@ from torch import nn
 from gshw.artefact import load_model
 from gshw.config import load_config
 from gshw.encoding import decode_weights
+from gshw.network import commands
 from gshw.network.artefact import load_network
 
 
@@ -270,7 +271,90 @@ def test_input_of_another_shape(compiled, refused, tmp_path):
     assert text == "tensor 'input' must have shape (samples, 3, 3, 4), not (1, 3, 4, 4)"
 
 
-def test_a_layer_of_a_network(compiled, refused):
+def test_simulate_a_network(compiled, run, tmp_path):
+    """All of it, and from any node on; the executor makes what comes before."""
     path, _ = compiled
-    text = refused("run", path, "--config", "tiny", "--layer", "4")
-    assert text == f"{path}: a compiled network runs as a whole, without --layer"
+    predicted = json.loads((tmp_path / "net.json").read_text())["counters"]
+    cases = (
+        ([], 3),
+        (["--from", "0", "--to", "4"], 3),
+        (["--from", "4"], 2),
+        (["--layer", "0"], 2),
+    )
+    for options, n_tensors in cases:
+        report = tmp_path / "run.json"
+        result = run("simulate", path, "--config", "tiny", *options, "--json", report)
+        assert (result.status, result.err) == (0, "")
+        assert f"all {n_tensors} tensors same" in result.out
+        record = json.loads(report.read_text())
+        assert record["counters"] == record["law"]
+        assert (record["law"]["cycles"] == predicted["cycles"]) == (n_tensors == 3)
+
+
+def test_a_part_on_another_device(compiled, run, tmp_path):
+    path, _ = compiled
+    out = tmp_path / "y.npy"
+    result = run("run", path, "--config", "tiny", "--check", "--to", "0", "-o", out)
+    assert (result.status, result.err) == (0, "")
+    assert np.load(out).shape == (1, 3, 3, 8)
+
+
+def test_counters_that_are_not_the_laws(compiled, run, monkeypatch):
+    path, _ = compiled
+    right = commands.network_cycles
+
+    class Wrong:
+        def __init__(self, *arguments):
+            self.counters = right(*arguments).counters
+            self.counters["groups"] += 1
+
+    monkeypatch.setattr(commands, "network_cycles", Wrong)
+    result = run("simulate", path, "--config", "tiny")
+    assert result.status == 1
+    assert "DIFFERS from 'counter groups' on" in result.out
+
+
+def test_explain_a_network(compiled, run, tmp_path):
+    path, _ = compiled
+    report, plot = tmp_path / "explain.json", tmp_path / "net.svg"
+    result = run("explain", path, "--config", "tiny", "--json", report, "--plot", plot)
+    assert (result.status, result.err) == (0, "")
+    found, wanted = (json.loads(p.read_text()) for p in (report, tmp_path / "net.json"))
+    assert found["nodes"] == wanted["nodes"] and found["counters"] == wanted["counters"]
+    assert plot.read_text().startswith("<?xml")
+    slow = run("explain", path, "--config", "tiny", "--interval", 4, "--json", report)
+    assert slow.status == 0
+    assert json.loads(report.read_text())["counters"]["cycles"] > wanted["counters"]["cycles"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--layer", "5"], "no node '5'; the network's nodes are 0, 4"),
+        (["simulate", "--from", "5"], "no node '5'; the network's nodes are 0, 4"),
+        (["run", "--from", "4", "--to", "0"], "node '0' must not come before node '4'"),
+        (["run", "--from", "4", "--layer", "4"], "--layer is one node, without --from and --to"),
+        (["simulate", "--waves", "x.fst"], "--waves is for encoded layers, not compiled networks"),
+        (
+            ["explain", "--layer", "4"],
+            "--layer and --program are for encoded layers, not compiled networks",
+        ),
+        (["explain", "--plot", "x.txt"], "x.txt: a picture must be .png, .svg or .pdf"),
+    ],
+)
+def test_parts_that_there_are_not(compiled, refused, arguments, message):
+    path, _ = compiled
+    command, *options = arguments
+    assert refused(command, path, "--config", "tiny", *options) == message
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "message"),
+    [
+        ("run", "--from", "--from and --to are for compiled networks"),
+        ("simulate", "--to", "--from and --to are for compiled networks"),
+        ("explain", "--plot", "--plot is for compiled networks"),
+    ],
+)
+def test_options_for_networks_only(model, refused, command, option, message):
+    assert refused(command, model, "--config", "tiny", option, "x") == message
