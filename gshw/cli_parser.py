@@ -150,6 +150,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     compile_.add_argument("--samples", type=_positive, default=1, help="in one run (1)")
     compile_.add_argument("--address", type=_address, default=0, help="of the memory (0)")
+    compile_.add_argument(
+        "--reuse-memory", action="store_true", help="of tensors that nothing reads any more"
+    )
     compile_.add_argument("--seed", type=_count, help="default: the recipe's, else 0")
     compile_.add_argument(
         "--latency", type=_positive, default=30, help="cycles of the memory, both ways (30)"

@@ -18,6 +18,7 @@ from gshw.drivers.simulated import MemoryModel, SimulatedAccelerator
 from gshw.network.commands import random_codes
 from gshw.network.compile import CompiledNetwork, compile_network
 from gshw.network.execute import execute
+from gshw.network.memory import place_tensors
 from gshw.network.report import NodeReport, node_reports, utilisation
 from gshw.network.run import NetworkCycles, network_cycles, run_network
 from gshw.top import Top
@@ -230,13 +231,22 @@ def _mask_table(case: NetworkCase, rows: list[dict[str, Any]]) -> Table:
     return table
 
 
+def _spared_bytes(compiled: CompiledNetwork) -> int:
+    """Memory that a network would do without if tensors' memory were used again."""
+    ends = [
+        place_tensors(compiled.config, compiled.network, compiled.n_samples, reuse=reuse)[1]
+        for reuse in (False, True)
+    ]
+    return ends[0] - ends[1]
+
+
 def bench_runs(
     progress: Progress, names: Collection[str]
 ) -> tuple[list[Table], list[dict], list[str]]:
     """Networks at 90 % on the verilated core: all tensors, all counters."""
     table = Table(title="complete runs in RTL, gshw_axi, one sample, GS at 90 %")
     columns = ("network", "engine", "nodes", "cycles", "the law's", "MACs", "read port", "tensors")
-    for name in (*columns, "s", "cycles/s"):
+    for name in (*columns, "memory MB", "used again", "s", "cycles/s"):
         table.add_column(name, justify="left" if name in ("network", "engine") else "right")
     rows, missed = [], []
     for case in chosen(names):
@@ -266,6 +276,8 @@ def bench_runs(
             "tensors": len(wanted),
             "same": same,
             "seconds": seconds,
+            "n_bytes": compiled.n_bytes,
+            "n_bytes_reused": compiled.n_bytes - _spared_bytes(compiled),
             "nodes": [
                 dataclasses.asdict(r) | {"needs": {k.value: n for k, n in r.needs.items()}}
                 for r in measured.reports
@@ -281,6 +293,8 @@ def bench_runs(
             f"{row['utilisation']:.2f}",
             f"{port:.2f}",
             f"{same} of {len(wanted)} same",
+            f"{row['n_bytes'] / 1e6:.1f}",
+            f"{row['n_bytes_reused'] / 1e6:.1f}",
             f"{seconds:.1f}",
             f"{row['cycles'] / seconds:,.0f}",
         )

@@ -112,13 +112,17 @@ def compare(config: Config) -> None:
     network = residual_network(engine)
     highest = engine.activation_range(False)[1]
     library = build_library(cached_top_verilog(config, Top.AXI), top=Top.AXI)
-    for n_samples, model in zip((1, engine.columns + 1), MODELS, strict=True):
+    # Once with memory that is used again, where only some tensors are there at the end.
+    cases = zip((1, engine.columns + 1, 2), (*MODELS, MODELS[0]), (False, False, True), strict=True)
+    for n_samples, model, reuse_memory in cases:
         x = np.random.default_rng(n_samples).integers(0, highest + 1, (n_samples, 7, 6, 3))
-        compiled = compile_network(config, network, n_samples)
+        compiled = compile_network(config, network, n_samples, reuse_memory=reuse_memory)
         with SimulatedAccelerator(config, library, n_bytes=compiled.n_bytes) as core:
             core.set_model(model)
             run = run_network(core, compiled, {"image": x})
         wanted = execute(engine, network, {"image": x})
-        for name, codes in wanted.items():
-            assert np.array_equal(run.codes[name], codes), name
+        assert set(run.codes) == (set(compiled.remaining) if reuse_memory else set(wanted))
+        assert set(network.outputs) <= set(run.codes)
+        for name, codes in run.codes.items():
+            assert np.array_equal(wanted[name], codes), name
         assert network_cycles(compiled, model).counters == run.counters

@@ -13,6 +13,7 @@ from gshw.drivers.golden import GoldenAccelerator
 from gshw.errors import GshwError
 from gshw.geometry import Part
 from gshw.golden import run_layer
+from gshw.network.artefact import load_network, save_network
 from gshw.network.compile import compile_network
 from gshw.network.execute import execute
 from gshw.network.graph import MatrixNode, Network, Source, Tensor
@@ -234,6 +235,52 @@ def test_memory_beyond_the_bus():
     config = Config(name="test", engine=TINY, bus=BusConfig(data_width=32, address_width=16))
     with pytest.raises(GshwError, match=r"^the network needs memory up to 0x\w+, beyond the bus's"):
         compile_network(config, residual_network(TINY), base_address=0xFC00)
+
+
+def check_memory(compiled) -> int:
+    """Walk the nodes with the owner of every byte: a node finds what it reads, and keeps it.
+
+    Returns the number of tensors that are overwritten.
+    """
+    network, layouts = compiled.network, compiled.layouts
+    places = {
+        name: slice(layout.address, layout.address + layout.n_bytes)
+        for name, layout in layouts.items()
+    }
+    owner = np.full(compiled.base_address + compiled.n_bytes, "", dtype=object)
+    for segment in compiled.segments:
+        owner[segment.address : segment.address + len(segment.data)] = segment.name
+    for name in network.inputs:
+        assert set(owner[places[name]]) == {""}
+        owner[places[name]] = name
+    for node in network.nodes:
+        owner[places[node.output]] = node.output
+        for source in node.sources:
+            assert set(owner[places[source.tensor]]) == {source.tensor}, (node.name, source.tensor)
+    remaining = [name for name in layouts if set(owner[places[name]]) == {name}]
+    assert list(compiled.remaining) == remaining and set(network.outputs) <= set(remaining)
+    for segment in compiled.segments:
+        assert set(owner[segment.address : segment.address + len(segment.data)]) == {segment.name}
+    return len(layouts) - len(remaining)
+
+
+@pytest.mark.parametrize("name", ["tiny", "v16x4m", "v32"])
+def test_memory_is_used_again(name, tmp_path):
+    config = load_config(name)
+    network = residual_network(config.engine)
+    x = image(config.engine, 2)
+    whole = compile_network(config, network, 2, base_address=0x100)
+    assert check_memory(whole) == 0
+    path = tmp_path / "net.safetensors"
+    save_network(path, compile_network(config, network, 2, base_address=0x100, reuse_memory=True))
+    compiled = load_network(path, config)
+    assert check_memory(compiled) > 1 and compiled.n_bytes < whole.n_bytes
+    with GoldenAccelerator(config, n_bytes=0x100 + compiled.n_bytes) as core:
+        found = run_network(core, compiled, {"image": x}).codes
+    assert set(found) == set(compiled.remaining)
+    wanted = execute(config.engine, network, {"image": x})
+    for tensor, codes in found.items():
+        assert np.array_equal(codes, wanted[tensor]), tensor
 
 
 def test_parts_of_a_network():

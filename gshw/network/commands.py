@@ -134,7 +134,7 @@ def run_and_compare(
         differs += [f"counter {key}" for key in law if law[key] != run.counters[key]]
     if check:
         wanted = execute(config.engine, compiled.network, inputs)
-        differs += [name for name in wanted if not np.array_equal(wanted[name], run.codes[name])]
+        differs += [name for name in run.codes if not np.array_equal(wanted[name], run.codes[name])]
     table = Table(title=f"on {device}")
     for name in ("nodes", "cycles", "by the law", "groups", "seconds", "golden executor"):
         table.add_column(name, justify="right")

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from gshw.config import Config
 from gshw.errors import GshwError
-from gshw.golden import unfold_windows
 from gshw.image import LayerImage
 from gshw.lower import (
     Segment,
@@ -27,11 +26,11 @@ from gshw.lowering import (
     record_bytes,
 )
 from gshw.network.graph import HostNode, MatrixNode, Network
+from gshw.network.memory import input_bytes, node_memory, place_tensors, tensors_that_remain
 from gshw.plan import Plan
 from gshw.program import INSTRUCTION_BYTES, Unit, assemble
 from gshw.program_builder import ProgramBuilder
-from gshw.program_model import pack_codes
-from gshw.transfers import TensorLayout, tensor_layout
+from gshw.transfers import TensorLayout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +98,12 @@ class CompiledNetwork:
 
     def input_bytes(self, name: str, codes: NDArray[np.int64]) -> bytes:
         """What must lie at a tensor's address; ``codes`` as for the executor."""
-        for node in self.network.matrices:
-            geometry = self.network.layers[node.layer].geometry
-            if geometry.unfold and node.sources[0].tensor == name:
-                codes = unfold_windows(geometry, codes)
-        return pack_codes(self.config.engine, codes).tobytes()
+        return input_bytes(self.config, self.network, name, codes)
+
+    @property
+    def remaining(self) -> tuple[str, ...]:
+        """Tensors of the core's that are still in its memory at the end."""
+        return tensors_that_remain(self.network, self.layouts)
 
     def read_tensor(self, name: str, data: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Codes of the bytes of a tensor's layout."""
@@ -153,14 +153,16 @@ def compile_network(
     n_samples: int = 1,
     *,
     base_address: int = 0,
+    reuse_memory: bool = False,
     on_node: Callable[[str], None] = lambda name: None,
 ) -> CompiledNetwork:
     """Tile, place and schedule a network.
 
-    Every tensor has memory of its own, so all of them can be compared after a run.
-
     Parameters
     ----------
+    reuse_memory
+        A tensor's memory is used again after its last reader. Otherwise every tensor has memory of
+        its own, so all of them can be compared after a run.
     on_node
         Called with the name of every matrix before it is planned.
 
@@ -178,10 +180,10 @@ def compile_network(
     for node in network.matrices:
         on_node(node.name)
         planned.append(planner.plan(node))
-    layouts, end = _place_tensors(config, network, n_samples)
+    layouts, end = place_tensors(config, network, n_samples, reuse=reuse_memory)
     weights, end = _place_weights(config, planned, end)
     memories = [
-        _node_memory(config, node, item.image, layouts, weights[item.name])
+        node_memory(config, node, item.image, layouts, weights[item.name])
         for node, item in zip(network.matrices, planned, strict=True)
     ]
     builders, nodes = _schedule(config, network, planned, memories)
@@ -216,33 +218,6 @@ def compile_network(
     )
 
 
-def _place_tensors(
-    config: Config, network: Network, n_samples: int
-) -> tuple[dict[str, TensorLayout], int]:
-    """Layout of every tensor, from address 0 on, and the end of the last."""
-    shapes = {
-        name: (*tensor.size, tensor.channels)
-        for name, tensor in network.tensors.items()
-        if not tensor.host
-    }
-    for node in network.matrices:
-        geometry = network.layers[node.layer].geometry
-        if not geometry.unfold:
-            continue
-        name = node.sources[0].tensor
-        readers = [other for other in network.nodes if name in {s.tensor for s in other.sources}]
-        if name not in network.inputs or len(readers) > 1:
-            raise GshwError(
-                f"node {node.name!r} is unfolded, so it must be the only one to read an input"
-            )
-        shapes[name] = (*geometry.output_size(*shapes[name][:2]), geometry.stored_channels)
-    layouts, address = {}, 0
-    for name, shape in shapes.items():
-        layouts[name] = tensor_layout(config, (n_samples, *shape), address)
-        address += aligned(layouts[name].n_bytes)
-    return layouts, address
-
-
 def _place_weights(
     config: Config, planned: Sequence[_Planned], end: int
 ) -> tuple[dict[str, tuple[int, int]], int]:
@@ -255,26 +230,6 @@ def _place_weights(
         found[item.name] = end, records
         end = records + aligned(item.image.n_records * record_bytes(config))
     return found, end
-
-
-def _node_memory(
-    config: Config,
-    node: MatrixNode,
-    image: LayerImage,
-    layouts: Mapping[str, TensorLayout],
-    weights: tuple[int, int],
-) -> LayerMemory:
-    sources = []
-    for source, n in zip(node.sources, image.layer.geometry.stored_part_channels, strict=True):
-        layout = layouts[source.tensor].window(source.start, source.size)
-        sources.append(layout.every(source.step).part(config, source.first, n).folded(node.fold))
-    output = layouts[node.output].part(config, node.first, image.layer.n_rows)
-    return LayerMemory(
-        groups=weights[0],
-        records=weights[1],
-        sources=tuple(sources),
-        result=output.folded(node.fold),
-    )
 
 
 def _schedule(

@@ -22,7 +22,7 @@ def part_of(network: Network, first: str | None = None, last: str | None = None)
     stop = len(network.nodes) if last is None else _place(network, last) + 1
     if start >= stop:
         raise GshwError(f"node {last!r} must not come before node {first!r}")
-    written = [_written(node) for node in network.nodes]
+    written = [tensors_written(node) for node in network.nodes]
     grows = True
     while grows:
         inside = set().union(*written[start:stop])
@@ -57,7 +57,8 @@ def _place(network: Network, name: str) -> int:
     return names.index(name)
 
 
-def _written(node: MatrixNode | HostNode) -> set[str]:
+def tensors_written(node: MatrixNode | HostNode) -> set[str]:
+    """Names of the tensors that a node writes, or writes a part of."""
     if isinstance(node, MatrixNode):
         return {node.output}
     return {target.tensor for target in node.targets}

@@ -26,7 +26,8 @@ class NetworkRun:
     Parameters
     ----------
     codes
-        Of every tensor by name, shape (n_samples, height, width, channels), int64.
+        Of every tensor by name, but those whose memory was used again; shape (n_samples, height,
+        width, channels), int64.
     counters
         The core's counters, empty where the back end has none.
     """
@@ -58,7 +59,7 @@ def checked_inputs(
 def run_network(
     accelerator: Accelerator, compiled: CompiledNetwork, inputs: Mapping[str, NDArray]
 ) -> NetworkRun:
-    """Place programs, weights and inputs in memory, run them and the host nodes, read every tensor.
+    """Place programs, weights and inputs in memory, run them and the host nodes, read all tensors.
 
     Counters are those of all programs together.
 
@@ -84,8 +85,11 @@ def run_network(
             _run_host_node(accelerator, compiled, step, codes)
         else:
             counters.update(accelerator.run(step.address).counters)
+    remaining = compiled.remaining
     for name in compiled.layouts:
-        if name not in network.inputs:
+        if name not in remaining:
+            codes.pop(name, None)
+        elif name not in network.inputs:
             codes[name] = _read(accelerator, compiled, name)
     return NetworkRun(codes=codes, counters=dict(counters))
 

@@ -163,6 +163,7 @@ def compile_command(
             network,
             arguments.samples,
             base_address=arguments.address,
+            reuse_memory=arguments.reuse_memory,
             on_node=lambda name: tell(f"plan {name}"),
         )
         tell("cycles")
