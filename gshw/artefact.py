@@ -83,6 +83,7 @@ def layer_tensors(name: str, layer: EncodedLayer) -> dict[str, NDArray]:
         f"{name}.bias": out.bias.astype(np.int32),
         f"{name}.multiplier": out.multiplier.astype(np.int32),
         f"{name}.shift": out.shift.astype(np.uint8),
+        **({} if out.table is None else {f"{name}.table": out.table.astype(np.int16)}),
     }
 
 
@@ -212,6 +213,7 @@ def read_layer(config: EngineConfig, entry: dict, tensors: dict[str, NDArray]) -
         if f"{name}.{key}" not in tensors:
             raise GshwError(f"layer {name!r}: tensor {key!r} is missing")
         found[key] = tensors[f"{name}.{key}"]
+    table = tensors.get(f"{name}.table")
     geometry = Geometry(
         kind=LayerKind(entry["kind"]),
         in_channels=entry["in_channels"],
@@ -240,6 +242,7 @@ def read_layer(config: EngineConfig, entry: dict, tensors: dict[str, NDArray]) -
             high=entry["high"],
             signed_input=entry["signed_input"],
             maximum=entry.get("maximum", False),
+            table=None if table is None else table.astype(np.int64),
         ),
         input_scale=entry["input_scale"],
         output_scale=entry["output_scale"],

@@ -19,6 +19,8 @@ from gshw.errors import GshwError
 OPERAND_WIDTHS = (4, 8, 16)
 MULTIPLIER_WIDTH = 16
 SHIFT_WIDTH = 6
+TABLE_WORD_CODES = 4
+"""Entries of an activation table that one word of a load holds."""
 
 
 class Routing(enum.Enum):
@@ -84,6 +86,8 @@ class EngineConfig:
         See the enums; ``direct`` needs ``rows = 1``, ``arbitrated`` needs ``crossbar``.
     max_pooling
         Whether the accumulators can keep the largest product instead of the sum.
+    activation_tables
+        Tables of ``2**activation_width`` codes that results may be looked up in: 0, 1, 2, 4 or 8.
 
     Raises
     ------
@@ -106,6 +110,7 @@ class EngineConfig:
     routing: Routing = Routing.BENES
     gather: Gather = Gather.SCHEDULED
     max_pooling: bool = False
+    activation_tables: int = 0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -171,6 +176,25 @@ class EngineConfig:
             "may be 'arbitrated' only with routing = 'crossbar' (bank numbers known at run time)",
             f"'arbitrated' with routing = '{self.routing.value}'",
         )
+        _require(
+            self.activation_tables in (0, 1, 2, 4, 8),
+            "activation_tables",
+            "must be 0, 1, 2, 4 or 8",
+            self.activation_tables,
+        )
+        if self.activation_tables:
+            _require(
+                self.activation_width <= 8,
+                "activation_tables",
+                f"must be 0 with activation_width = {self.activation_width}",
+                self.activation_tables,
+            )
+            _require(
+                self.row_buffer_depth <= 32768,
+                "row_buffer_depth",
+                "must be at most 32768 with activation_tables",
+                self.row_buffer_depth,
+            )
 
     # --- derived -----------------------------------------------------------------------------
 
@@ -221,6 +245,29 @@ class EngineConfig:
         return (self.row_buffer_depth - 1).bit_length()
 
     @property
+    def table_words(self) -> int:
+        """Words of a load that hold one activation table."""
+        return (1 << self.activation_width) // TABLE_WORD_CODES
+
+    @property
+    def table_width(self) -> int:
+        """Bits of the number of an activation table, 0 being none."""
+        return self.activation_tables.bit_length()
+
+    @property
+    def table_base(self) -> int:
+        """Where loads of records go to the activation tables: their first word's address."""
+        last = self.activation_tables * self.table_words - 1
+        return 1 << max(self.record_address_width, last.bit_length())
+
+    @property
+    def record_load_width(self) -> int:
+        """Bits of an address that records are loaded to; the highest one names the tables."""
+        if not self.activation_tables:
+            return self.record_address_width
+        return self.table_base.bit_length()
+
+    @property
     def channels_per_row(self) -> int:
         """Channels in one scratchpad row (one word of every bank): B * C."""
         return self.lanes * self.block
@@ -262,13 +309,14 @@ class EngineConfig:
     def canonical(self) -> dict[str, Any]:
         """Every key with its TOML value, defaults filled in, in declaration order.
 
-        ``max_pooling`` is there only where it is true, so that engines without it keep their hash.
+        ``max_pooling`` and ``activation_tables`` are there only where they are true or not 0, so
+        that engines without them keep their hash.
         """
         return {
             field.name: value.value if isinstance(value, enum.Enum) else value
             for field in dataclasses.fields(self)
             for value in [getattr(self, field.name)]
-            if value is not False
+            if value is not False and (field.name, value) != ("activation_tables", 0)
         }
 
     @cached_property

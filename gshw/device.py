@@ -51,7 +51,10 @@ class Device(Protocol):
 def command_words(
     config: EngineConfig, command: Command, requantisation: Requantisation
 ) -> NDArray[np.uint32]:
-    """The command's fields in port order, one 32-bit word each (negative values wrap)."""
+    """The command's fields in port order, one 32-bit word each (negative values wrap).
+
+    A layer's activation table is taken to be the first one.
+    """
     code_mask = (1 << (config.activation_width + 1)) - 1
     values = [
         config.hash32,
@@ -69,6 +72,7 @@ def command_words(
         requantisation.high & code_mask,
         int(command.continues),
         *([int(requantisation.maximum)] if config.max_pooling else []),
+        *([int(requantisation.table is not None)] if config.activation_tables else []),
     ]
     return np.array(values, dtype=np.uint32)
 

@@ -41,6 +41,9 @@ class Requantisation:
     maximum
         ``acc`` is the largest of a row's products, at least 0, instead of their sum; the bias must
         be 0.
+    table
+        Shape (2**activation_width,), int64: what replaces the code whose bits are the index. Its
+        codes have one sign, that of the output.
     """
 
     bias: NDArray[np.int64]
@@ -50,10 +53,12 @@ class Requantisation:
     high: int
     signed_input: bool = False
     maximum: bool = False
+    table: NDArray[np.int64] | None = None
 
     @property
     def signed_output(self) -> bool:
-        return self.low < 0
+        """Whether what leaves the stage is two's complement."""
+        return self.low < 0 if self.table is None else bool((self.table < 0).any())
 
     @staticmethod
     def identity(
@@ -316,7 +321,8 @@ def check_requantisation(
         if ((values < low) | (values > high)).any():
             bad = values[(values < low) | (values > high)][0]
             raise GshwError(f"layer {name!r}: {key} must be from {low} to {high}, not {bad}")
-    low, high = config.activation_range(requantisation.signed_output)
+    _check_table(config, name, requantisation.table)
+    low, high = config.activation_range(requantisation.low < 0)
     if not low <= requantisation.low <= requantisation.high <= high:
         raise GshwError(
             f"layer {name!r}: output clamp must lie within {low}..{high}, "
@@ -331,6 +337,24 @@ def check_requantisation(
         raise GshwError(
             f"layer {name!r}: row {worst} can reach {lowest[worst]}..{highest[worst]}, "
             f"beyond the {config.accumulator_width}-bit accumulator ({-limit}..{limit - 1})"
+        )
+
+
+def _check_table(config: EngineConfig, name: str, table: NDArray[np.int64] | None) -> None:
+    if table is None:
+        return
+    if not config.activation_tables:
+        raise GshwError(f"layer {name!r}: a table needs activation_tables in the config")
+    n_entries = 1 << config.activation_width
+    if table.shape != (n_entries,) or not np.issubdtype(table.dtype, np.integer):
+        raise GshwError(
+            f"layer {name!r}: table must hold {n_entries} integers, not {table.dtype} of shape "
+            f"{table.shape}"
+        )
+    low, high = config.activation_range(bool((table < 0).any()))
+    if table.min() < low or table.max() > high:
+        raise GshwError(
+            f"layer {name!r}: table must be within {low}..{high}, not {table.min()}..{table.max()}"
         )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gshw.benes import apply_switches
-from gshw.config import EngineConfig, Gather, Routing
+from gshw.config import TABLE_WORD_CODES, EngineConfig, Gather, Routing
 from gshw.encoding import Requantisation
 from gshw.errors import GshwError
 from gshw.golden import requantise
@@ -85,6 +85,7 @@ class EngineModel:
             f.name: np.zeros((config.row_buffer_depth, f.count), dtype=np.int64)
             for f in record_fields(config)
         }
+        self._tables = np.zeros((config.activation_tables, 1 << config.activation_width), np.int64)
         self._sums = np.zeros((config.rows, config.columns), dtype=np.int64)
 
     def load_groups(self, entry: int, words: NDArray[np.uint32]) -> None:
@@ -107,9 +108,19 @@ class EngineModel:
         self._weight[where] = weight
 
     def load_records(self, entry: int, words: NDArray[np.uint32]) -> None:
-        """Put records, shape (n, limbs), into the buffer."""
+        """Put records, shape (n, limbs), into the buffer; from ``table_base`` on, tables."""
+        if self.config.activation_tables and entry >= self.config.table_base:
+            self._load_tables(entry - self.config.table_base, words)
+            return
         for name, values in unpack_words(record_fields(self.config), words).items():
             self._records[name][entry : entry + len(words)] = values
+
+    def _load_tables(self, word: int, words: NDArray[np.uint32]) -> None:
+        width = self.config.activation_width
+        shifts = width * np.arange(TABLE_WORD_CODES)
+        codes = words[:, :1].astype(np.int64) >> shifts & ((1 << width) - 1)
+        flat = self._tables.reshape(-1)
+        flat[word * TABLE_WORD_CODES :][: codes.size] = codes.reshape(-1)
 
     def run(self, command: Instruction) -> Touched:
         """Execute a ``run`` instruction.
@@ -150,6 +161,11 @@ class EngineModel:
         config = self.config
         if command["maximum"] and not config.max_pooling:
             raise GshwError("maximum needs max_pooling = true in the config")
+        if command["table"] > config.activation_tables:
+            raise GshwError(
+                f"table must be at most activation_tables = {config.activation_tables}, "
+                f"not {command['table']}"
+            )
         for name, count, depth, key in (
             ("group_base", "n_groups", config.group_buffer_depth, "group_buffer_depth"),
             ("record_base", "n_records", config.row_buffer_depth, "row_buffer_depth"),
@@ -265,6 +281,8 @@ class EngineModel:
             high=command["high"],
         )
         codes = requantise(_wrap(acc, width), stage) & ((1 << config.activation_width) - 1)
+        if command["table"]:
+            codes = self._tables[command["table"] - 1][codes]
         words = (write[:, None] + picked["row"] // config.channels_per_row).reshape(-1)
         if words.size and words.max() >= config.output_depth:
             raise GshwError(

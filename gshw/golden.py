@@ -1,7 +1,8 @@
 """The golden model: what the numbers are, exactly.
 
 acc = bias + sum(w * x) over integers (or the largest w * x, at least 0, for a maximum), then
-``y = clamp((acc * multiplier + 2**(shift - 1)) >> shift, low, high)`` with an arithmetic shift.
+``y = clamp((acc * multiplier + 2**(shift - 1)) >> shift, low, high)`` with an arithmetic shift, and
+where the layer has a table, ``y`` is replaced by the entry whose number is the bits of ``y``.
 The RTL, the documentation and this module say the same.
 """
 
@@ -24,7 +25,9 @@ def requantise(acc: NDArray[np.int64], requantisation: Requantisation) -> NDArra
     """
     half = np.int64(1) << (requantisation.shift - 1)
     scaled = (acc * requantisation.multiplier + half) >> requantisation.shift
-    return np.clip(scaled, requantisation.low, requantisation.high)
+    codes = np.clip(scaled, requantisation.low, requantisation.high)
+    table = requantisation.table
+    return codes if table is None else table[codes & (table.size - 1)]
 
 
 def check_activations(

@@ -83,9 +83,10 @@ template <class Port> void get(const Port& port, uint32_t* limbs) {
     std::memcpy(limbs, &port, sizeof(port));
 }
 
-// Only engines with max_pooling have the port.
-template <class Top> void set_maximum(Top* top, const uint32_t* word) {
-    if constexpr (requires { top->command_maximum; }) top->command_maximum = *word;
+// Ports that only engines with max_pooling or activation_tables have, in this order.
+template <class Top> void set_optional(Top* top, const uint32_t* word) {
+    if constexpr (requires { top->command_maximum; }) top->command_maximum = *word++;
+    if constexpr (requires { top->command_table; }) top->command_table = *word;
 }
 
 }  // namespace
@@ -151,8 +152,8 @@ void gshw_read_output(void* handle, uint32_t address, uint32_t n, uint32_t n_lim
 }
 
 // command: config_hash, group_base, n_groups, record_base, n_records, read_base, write_base,
-// counts less 1, read steps, write steps, signed_input, low, high, continues, and maximum where the
-// engine has it. Returns 0, or 1 for a refused command, 2 when limit cycles were not enough, 3 when
+// counts less 1, read steps, write steps, signed_input, low, high, continues, and maximum and table
+// where the engine has them. Returns 0, or 1 for a refused command, 2 when limit cycles were not enough, 3 when
 // a bundle drained without records, 4 for an address error.
 int gshw_run(void* handle, const uint32_t* command, uint64_t limit, uint32_t* counters) {
     auto* h = static_cast<Harness*>(handle);
@@ -181,7 +182,7 @@ int gshw_run(void* handle, const uint32_t* command, uint64_t limit, uint32_t* co
     top->command_low = *next++;
     top->command_high = *next++;
     top->command_continues = *next++;
-    set_maximum(top, next);
+    set_optional(top, next);
     top->command_valid = 1;
     h->settle();
     uint64_t waited = 0;

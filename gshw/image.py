@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gshw.benes import switch_settings
-from gshw.config import EngineConfig, Gather, Routing
+from gshw.config import TABLE_WORD_CODES, EngineConfig, Gather, Routing
 from gshw.encoding import IDLE_BANK, EncodedLayer
 from gshw.errors import GshwError
 from gshw.files import write_atomically
@@ -249,6 +249,19 @@ class LayerImage:
     def pack_records(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint32]:
         """Records ``start:stop``; shape (n_records, limbs), see :func:`pack_words`."""
         return pack_words(record_fields(self.config), self.record_values(start, stop))
+
+    def pack_table(self) -> NDArray[np.uint32]:
+        """The layer's activation table as words of loads; shape (table_words, limbs).
+
+        Every word holds ``TABLE_WORD_CODES`` entries, the first in the lowest bits.
+        """
+        config, table = self.config, self.layer.requantisation.table
+        assert table is not None, "asked for only where there is one"
+        width = config.activation_width
+        codes = (table & ((1 << width) - 1)).reshape(-1, TABLE_WORD_CODES)
+        words = np.zeros((len(codes), -(-word_width(record_fields(config)) // 32)), dtype=np.uint32)
+        words[:, 0] = (codes << (width * np.arange(TABLE_WORD_CODES))).sum(axis=1)
+        return words
 
 
 # --- file ------------------------------------------------------------------------------------

@@ -248,6 +248,11 @@ def _place(
             Segment("program", base_address, program),
             Segment("groups", data, groups),
             Segment("records", data + memory.records, image.pack_records().tobytes()),
+            *(
+                []
+                if memory.table is None
+                else [Segment("table", data + memory.table, image.pack_table().tobytes())]
+            ),
         ),
         input_layout=dataclasses.replace(source, address=data + source.address),
         output_layout=dataclasses.replace(result, address=data + result.address),

@@ -5,11 +5,12 @@ turn, so that one tile is loaded and another stored while a third one computes. 
 other round their buffers; what still lies there is not loaded again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gshw.config import Config
 from gshw.cycles import tile_cycles
+from gshw.encoding import EncodedLayer
 from gshw.layout import group_fields, record_fields, word_width
 from gshw.plan import N_LOOPS, Command, Plan, WeightTile
 from gshw.program import INSTRUCTION_BYTES, Opcode, Unit
@@ -77,6 +78,19 @@ class _Waiting:
     owner: int
 
 
+@dataclass(frozen=True)
+class _Words:
+    """What a command needs besides its input: no records where no bundle ends in it."""
+
+    groups: Resident
+    records: Resident | None
+    table: Resident | None
+
+    @property
+    def tiles(self) -> list[Resident]:
+        return [tile for tile in (self.groups, self.records, self.table) if tile is not None]
+
+
 def _slots(depth: int, n_slots: int, used_by: int | None) -> list[_Slot]:
     return [_Slot(index * (depth // n_slots), used_by=used_by) for index in range(n_slots)]
 
@@ -91,14 +105,21 @@ def record_bytes(config: Config) -> int:
     return -(-word_width(record_fields(config.engine)) // 32) * 4
 
 
+def table_bytes(config: Config, layer: EncodedLayer) -> int:
+    """Of a layer's activation table in memory; 0 where it has none."""
+    if layer.requantisation.table is None:
+        return 0
+    return config.engine.table_words * record_bytes(config)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerMemory:
     """Where a layer's data lie.
 
     Parameters
     ----------
-    groups, records
-        Addresses of the packed words.
+    groups, records, table
+        Addresses of the packed words; None where the layer has no table.
     sources
         The input, by parts; of an unfolded layer its windows.
     result
@@ -109,6 +130,7 @@ class LayerMemory:
     records: int
     sources: tuple[TensorLayout, ...]
     result: TensorLayout
+    table: int | None = None
 
 
 def own_memory(config: Config, plan: Plan, n_samples: int, height: int, width: int) -> LayerMemory:
@@ -121,7 +143,8 @@ def own_memory(config: Config, plan: Plan, n_samples: int, height: int, width: i
     """
     layer = plan.image.layer
     records = aligned(plan.image.n_groups * group_bytes(config))
-    start = records + aligned(plan.image.n_records * record_bytes(config))
+    table = records + aligned(plan.image.n_records * record_bytes(config))
+    start = table + aligned(table_bytes(config, layer))
     size = (n_samples, *input_shape(plan, height, width))
     sources = part_layouts(config, size, layer.geometry.stored_part_channels, start)
     end = max(source.address + source.n_bytes for source in sources)
@@ -131,6 +154,7 @@ def own_memory(config: Config, plan: Plan, n_samples: int, height: int, width: i
         records=records,
         sources=sources,
         result=tensor_layout(config, shape, aligned(end)),
+        table=None if layer.requantisation.table is None else table,
     )
 
 
@@ -173,10 +197,12 @@ class Lowering:
             self.builder = ProgramBuilder()
             self._groups = WordRing(engine.group_buffer_depth)
             self._records = WordRing(engine.row_buffer_depth)
+            self._tables = WordRing(engine.activation_tables)
             stored, free = None, None
         else:
             self.builder = before.builder
             self._groups, self._records = before._groups, before._records
+            self._tables = before._tables
             stored, free = self._follow(before)
         self._input = _slots(engine.bank_depth, slots.input, stored)
         self._output = _slots(engine.output_depth, slots.output, free)
@@ -253,14 +279,14 @@ class Lowering:
             ]
             for run in self.plan.tile_runs:
                 for weights, command in self.plan.commands(run):
-                    groups, records = self._place_weights(weights, loads)
+                    words = self._place_weights(weights, loads)
                     stores: list[_Waiting] = []
                     while unstored and (
                         unstored[0][0] < number - 1 or unstored[0][1][0].slot is result
                     ):
                         stores += unstored.pop(0)[1]
                     self._mix(loads, stores)
-                    self._run(command, weights, source, groups, records, result)
+                    self._run(command, weights, source, words, result)
                     loads = []
                     number += 1
             unstored.append(
@@ -290,11 +316,21 @@ class Lowering:
 
     # --- weights -----------------------------------------------------------------------------
 
-    def _place_weights(
-        self, tile: WeightTile, loads: list[_Waiting]
-    ) -> tuple[Resident, Resident | None]:
-        """Groups and records of a tile in their buffers; no records where no bundle ends in it."""
+    def _place_weights(self, tile: WeightTile, loads: list[_Waiting]) -> _Words:
+        """Groups, records and table of a tile in their buffers."""
         config, memory = self.config, self.memory
+        table = None
+        if memory.table is not None:
+            n_words, base = config.engine.table_words, config.engine.table_base
+            table = self._load_words(
+                Opcode.LOAD_RECORDS,
+                self._tables,
+                (0, 1),
+                memory.table,
+                n_words * record_bytes(config),
+                loads,
+                lambda number: base + number * n_words,
+            )
         groups = self._load_words(
             Opcode.LOAD_GROUPS,
             self._groups,
@@ -304,7 +340,7 @@ class Lowering:
             loads,
         )
         if tile.record_start == tile.record_stop:
-            return groups, None
+            return _Words(groups, None, table)
         records = self._load_words(
             Opcode.LOAD_RECORDS,
             self._records,
@@ -313,7 +349,7 @@ class Lowering:
             record_bytes(config),
             loads,
         )
-        return groups, records
+        return _Words(groups, records, table)
 
     def _load_words(
         self,
@@ -323,14 +359,16 @@ class Lowering:
         address: int,
         word_bytes: int,
         loads: list[_Waiting],
+        target: Callable[[int], int] = lambda word: word,
     ) -> Resident:
+        """Entries in their ring; what is not there is loaded to the targets of its words."""
         resident, pieces = ring.place(address, *entries)
         for piece in pieces:
             n_bytes = (piece.stop - piece.first) * word_bytes
             values = {
                 "address": address + piece.first * word_bytes,
                 "run_bytes": n_bytes,
-                "target": piece.word,
+                "target": target(piece.word),
             }
             n_cycles = -(-n_bytes // self.config.bus.data_bytes) + LATENCY_CYCLES
             transfer = Transfer(opcode, values, n_cycles)
@@ -344,11 +382,11 @@ class Lowering:
         command: Command,
         tile: WeightTile,
         source: _Slot,
-        groups: Resident,
-        records: Resident | None,
+        words: _Words,
         result: _Slot,
     ) -> None:
         engine, stage = self.config.engine, self.plan.image.layer.requantisation
+        groups, records, table = words.groups, words.records, words.table
         record_base = 0
         if records is not None:
             record_base = records.base + tile.record_start - records.first
@@ -362,6 +400,7 @@ class Lowering:
             "signed_input": int(stage.signed_input),
             "continues": int(command.continues),
             "maximum": int(stage.maximum),
+            "table": 0 if table is None else table.base + 1,
             "low": stage.low,
             "high": stage.high,
         }
@@ -371,14 +410,13 @@ class Lowering:
             values[f"count_less_1_{loop}"] = command.counts[loop] - 1
             values[f"read_step_{loop}"] = read[loop]
             values[f"write_step_{loop}"] = write[loop]
-        waits = [source.filled_by, groups.filled_by, result.used_by]
-        waits += [records.filled_by] if records is not None else []
+        waits = [source.filled_by, result.used_by, *(tile.filled_by for tile in words.tiles)]
         after = [step for step in waits if step is not None]
         n_cycles = self._length(tile, command.n_positions)
         step = self.builder.add(Opcode.RUN, values, after, n_cycles, self._number)
-        source.used_by = groups.used_by = result.filled_by = step
-        if records is not None:
-            records.used_by = step
+        source.used_by = result.filled_by = step
+        for resident in words.tiles:
+            resident.used_by = step
 
     def _length(self, tile: WeightTile, n_positions: int) -> int:
         key = tile.group_start, n_positions

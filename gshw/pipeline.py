@@ -23,6 +23,8 @@ TAG_LEAD = 2
 """Cycles by which a group's framing is at the accumulators before its sums."""
 REQUANTISE_LATENCY = 13
 """Bias, partial products, product, three steps of shift (6), round, compare, clamp (2)."""
+TABLE_LATENCY = 3
+"""Table read, its output register, choice of the entry or of the code itself."""
 SCATTER_LEAD = 3
 """Cycles by which a row's number is at the scatter unit before its codes."""
 
@@ -115,4 +117,5 @@ class Pipeline:
         """Cycles from a drain slot to the end of the write of its rows, the last column's too."""
         columns = self.config.columns - 1
         scatter = scatter_latency(self.config.drain_rows)
-        return self.drain_select + columns + REQUANTISE_LATENCY + scatter
+        table = TABLE_LATENCY if self.config.activation_tables else 0
+        return self.drain_select + columns + REQUANTISE_LATENCY + table + scatter

@@ -190,6 +190,7 @@ FIELDS: dict[Opcode, tuple[InstructionField, ...]] = {
         _field(7, "signed_input", 1, 16),
         _field(7, "continues", 1, 17),
         _field(7, "maximum", 1, 18),
+        _field(7, "table", 4, 19),
         _field(8, "read_step_0", 16),
         _field(8, "read_step_1", 16, 16),
         _field(9, "read_step_2", 16),
@@ -209,6 +210,16 @@ FIELDS: dict[Opcode, tuple[InstructionField, ...]] = {
     ),
 }
 """Fields of each instruction beyond :data:`COMMON_FIELDS`."""
+
+OPTIONAL_FIELDS = ("maximum", "table")
+"""Fields of a run that only some engines have."""
+
+
+def optional_fields(config: EngineConfig) -> tuple[str, ...]:
+    """Those of :data:`OPTIONAL_FIELDS` that an engine has."""
+    has = {"maximum": config.max_pooling, "table": config.activation_tables > 0}
+    return tuple(name for name in OPTIONAL_FIELDS if has[name])
+
 
 _MISSING_NEIGHBOUR = {
     Unit.FETCH: {name: "begin takes no tokens" for name in TOKENS},

@@ -117,7 +117,7 @@ class ProgramModel:
         cells = {
             Resource.SCRATCHPAD: config.bank_depth,
             Resource.GROUPS: config.group_buffer_depth,
-            Resource.RECORDS: config.row_buffer_depth,
+            Resource.RECORDS: _record_cells(config),
             Resource.OUTPUT: config.output_depth,
             Resource.MEMORY: self.memory.size,
         }
@@ -215,8 +215,12 @@ class ProgramModel:
             )
         places = self._run_bytes(instruction)
         first = instruction["target"] + walk_runs(instruction, "target_stride")
+        n_words = instruction["run_bytes"] // word_bytes
         depth = config.group_buffer_depth if groups else config.row_buffer_depth
-        entries = _words(first, instruction["run_bytes"] // word_bytes, depth)
+        start = 0
+        if not groups and config.activation_tables and int(first.min()) >= config.table_base:
+            start, depth = config.table_base, _record_cells(config)
+        entries = _words(first, n_words, depth, start)
         order.access(Resource.MEMORY, places, writes=False)
         order.access(Resource.GROUPS if groups else Resource.RECORDS, entries, writes=True)
         load = self.engine.load_groups if groups else self.engine.load_records
@@ -248,6 +252,10 @@ class ProgramModel:
         ):
             cells = slice(instruction[base], instruction[base] + instruction[count])
             order.access(resource, cells, writes=False)
+        if instruction["table"]:
+            n_words = self.config.table_words
+            first = self.config.table_base + (instruction["table"] - 1) * n_words
+            order.access(Resource.RECORDS, slice(first, first + n_words), writes=False)
         order.access(Resource.SCRATCHPAD, touched.read, writes=False)
         order.access(Resource.OUTPUT, touched.written, writes=True)
         self.written[touched.written] = True
@@ -277,8 +285,17 @@ class ProgramModel:
         self.memory[places] = pack_codes(config, codes)
 
 
-def _words(first: NDArray[np.int64], n_words: int, depth: int) -> NDArray[np.int64]:
-    """Words of runs that start at ``first``; refuses a run that leaves its buffer."""
+def _record_cells(config: EngineConfig) -> int:
+    """Addresses that records can be loaded to: the row buffer, and behind it the tables."""
+    if not config.activation_tables:
+        return config.row_buffer_depth
+    return config.table_base + config.activation_tables * config.table_words
+
+
+def _words(first: NDArray[np.int64], n_words: int, depth: int, start: int = 0) -> NDArray[np.int64]:
+    """Words of runs that start at ``first``; refuses a run that leaves ``start`` to ``depth``."""
+    if int(first.min()) < start:
+        raise GshwError(f"words must be from {start} on, not {int(first.min())}")
     last = int(first.max()) + n_words - 1
     if last >= depth:
         raise GshwError(f"words must be below the buffer's depth of {depth}, not {last}")

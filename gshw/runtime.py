@@ -149,6 +149,11 @@ class _Runner:
         )
         self._in_buffers: WeightTile | None = None
         self._packed: dict[int, NDArray[np.uint32]] = {}
+        self._load_table()
+
+    def _load_table(self) -> None:
+        if self.layer.requantisation.table is not None:
+            self.device.load_records(self.config.table_base, self.image.pack_table())
 
     def run_tile(self, x: NDArray[np.int64], tile: StreamTile, output: NDArray[np.int64]) -> None:
         rows = pack_rows(

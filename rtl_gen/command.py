@@ -6,7 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from gshw.config import Config
 from gshw.plan import N_LOOPS
-from gshw.program import Opcode
+from gshw.program import Opcode, optional_fields
 from rtl_gen.instructions import run_instruction_layout
 from rtl_gen.layouts import command_layout
 
@@ -35,7 +35,7 @@ class ComputeUnit(wiring.Component):
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        instruction = run_instruction_layout(max_pooling=config.engine.max_pooling)
+        instruction = run_instruction_layout(optional_fields(config.engine))
         super().__init__(
             {
                 "instruction": In(stream.Signature(instruction)),
@@ -52,13 +52,14 @@ class ComputeUnit(wiring.Component):
         fields, command = self.instruction.payload, self.command.payload
         m.d.comb += command.config_hash.eq(self.config.engine.hash32)
         names = ("group_base", "n_groups", "record_base", "n_records", "read_base", "write_base")
+        optional = optional_fields(self.config.engine)
         spare = []
-        for name in names:
+        for name in (*names, *(name for name in optional if name == "table")):
             target = getattr(command, name)
             source = getattr(fields, name)
             m.d.comb += target.eq(source)
             spare.append(source[len(target) :])
-        flags = ["maximum"] if self.config.engine.max_pooling else []
+        flags = [name for name in optional if name != "table"]
         for name in ("signed_input", "continues", "low", "high", *flags):
             m.d.comb += getattr(command, name).eq(getattr(fields, name))
         for i in range(N_LOOPS):

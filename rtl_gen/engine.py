@@ -9,6 +9,7 @@ from gshw.layout import group_fields, record_fields, word_width
 from gshw.pipeline import SCATTER_LEAD, TAG_LEAD, Pipeline
 from gshw.plan import N_LOOPS
 from gshw.registers import COUNTER_WIDTH, COUNTERS
+from rtl_gen.activation import ActivationTables
 from rtl_gen.buffers import GroupBuffer, RowBuffer
 from rtl_gen.compute import Accumulators, AdderTree, MultiplierArray
 from rtl_gen.delay import delay
@@ -81,7 +82,7 @@ class Engine(wiring.Component):
                 ),
                 "load_record": In(
                     stream.Signature(
-                        load_layout(config.record_address_width, record_width), always_ready=True
+                        load_layout(config.record_load_width, record_width), always_ready=True
                     )
                 ),
                 "read_request": In(stream.Signature(config.output_address_width)),
@@ -243,7 +244,13 @@ class Engine(wiring.Component):
         records = place(m, platform, "row_buffer", RowBuffer(config))
         drain = place(m, platform, "drain", DrainControl(config))
         scatter = place(m, platform, "scatter", ScatterWriter(config))
-        self._connect_load(m, platform, "load_record", records.load)
+        tables = None
+        if config.activation_tables:
+            tables = place(m, platform, "activation_tables", ActivationTables(config))
+            self._connect_records(m, platform, records.load, tables.load)
+            m.d.comb += tables.select.eq(current.table)
+        else:
+            self._connect_load(m, platform, "load_record", records.load)
         wiring.connect(m, records.record, drain.i)
         m.d.comb += [
             records.start.eq(accepted),
@@ -277,7 +284,10 @@ class Engine(wiring.Component):
                 ]
                 before = unit
                 late = delay(m, unit.o, config.columns - 1 - column, f"code_{index}")
-                m.d.comb += scatter.code[index].eq(late)
+                if tables is None:
+                    m.d.comb += scatter.code[index].eq(late)
+                else:
+                    m.d.comb += tables.i[index].eq(late), scatter.code[index].eq(tables.o[index])
             row = delay(m, drain.record.row[d], latency, f"row_{d}")
             m.d.comb += scatter.row[d].eq(row)
         valid = Signal(config.drain_rows)
@@ -343,6 +353,26 @@ class Engine(wiring.Component):
         register = place(m, platform, f"{name}_register", LoadRegister(load.payload.shape()))
         wiring.connect(m, wiring.flipped(load), register.i)
         wiring.connect(m, register.o, target)
+
+    def _connect_records(self, m: Module, platform, records, tables) -> None:
+        """Loads of records, to the row buffer or to the activation tables by their address."""
+        load = self.load_record
+        if self._small:
+            source = load
+        else:
+            register = LoadRegister(load.payload.shape())
+            source = place(m, platform, "load_record_register", register).o
+            wiring.connect(m, wiring.flipped(load), register.i)
+        payload = source.payload
+        for_tables = payload.address[-1]
+        m.d.comb += [
+            records.valid.eq(source.valid & ~for_tables),
+            records.payload.address.eq(payload.address),
+            records.payload.data.eq(payload.data),
+            tables.valid.eq(source.valid & for_tables),
+            tables.payload.address.eq(payload.address),
+            tables.payload.data.eq(payload.data),
+        ]
 
     def _recent(self, m: Module, event, n_cycles: int, name: str):
         """High for the ``n_cycles`` cycles after each event."""

@@ -3,30 +3,36 @@
 from amaranth.hdl import signed, unsigned
 from amaranth.lib import data
 
-from gshw.program import COMMON_FIELDS, FIELDS, InstructionField, Opcode, Unit
+from gshw.program import (
+    COMMON_FIELDS,
+    FIELDS,
+    OPTIONAL_FIELDS,
+    InstructionField,
+    Opcode,
+    Unit,
+)
 
 
-def unit_fields(unit: Unit, *, max_pooling: bool = False) -> tuple[InstructionField, ...]:
+def unit_fields(unit: Unit, optional: tuple[str, ...] = ()) -> tuple[InstructionField, ...]:
     """The opcode and every field of the unit's instructions, each name once.
 
-    Fields of different opcodes may share bits: ``n_words`` of a fill lies in ``run_bytes``. An
-    engine without ``max_pooling`` has no wire for ``maximum``.
+    Fields of different opcodes may share bits: ``n_words`` of a fill lies in ``run_bytes``. Of
+    those that only some engines have, ``optional`` are there.
     """
     fields = {field.name: field for field in COMMON_FIELDS if field.name == "opcode"}
     for opcode in Opcode:
         if opcode.unit is unit:
             fields |= {field.name: field for field in FIELDS[opcode]}
-    if not max_pooling:
-        fields.pop("maximum", None)
-    return tuple(fields.values())
+    absent = set(OPTIONAL_FIELDS) - set(optional)
+    return tuple(field for name, field in fields.items() if name not in absent)
 
 
-def instruction_layout(unit: Unit, *, max_pooling: bool = False) -> data.StructLayout:
+def instruction_layout(unit: Unit, optional: tuple[str, ...] = ()) -> data.StructLayout:
     """Payload of a unit's instruction stream: :func:`unit_fields` by name."""
     return data.StructLayout(
         {
             field.name: signed(field.width) if field.signed else unsigned(field.width)
-            for field in unit_fields(unit, max_pooling=max_pooling)
+            for field in unit_fields(unit, optional)
         }
     )
 
@@ -36,9 +42,9 @@ def load_instruction_layout() -> data.StructLayout:
     return instruction_layout(Unit.LOAD)
 
 
-def run_instruction_layout(*, max_pooling: bool) -> data.StructLayout:
+def run_instruction_layout(optional: tuple[str, ...]) -> data.StructLayout:
     """Payload of the compute unit's instructions."""
-    return instruction_layout(Unit.COMPUTE, max_pooling=max_pooling)
+    return instruction_layout(Unit.COMPUTE, optional)
 
 
 def store_instruction_layout() -> data.StructLayout:

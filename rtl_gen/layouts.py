@@ -93,6 +93,7 @@ def command_layout(config: EngineConfig) -> data.StructLayout:
             "continues": 1,
         }
         | ({"maximum": 1} if config.max_pooling else {})
+        | ({"table": config.table_width} if config.activation_tables else {})
     )
 
 

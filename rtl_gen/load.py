@@ -3,7 +3,7 @@
 from functools import reduce
 from operator import or_
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -178,7 +178,7 @@ class LoadUnit(wiring.Component):
         self._group_width = word_width(group_fields(engine))
         self._record_width = word_width(record_fields(engine))
         group_load = load_layout(engine.group_address_width, self._group_width)
-        record_load = load_layout(engine.record_address_width, self._record_width)
+        record_load = load_layout(engine.record_load_width, self._record_width)
         super().__init__(
             {
                 "instruction": In(stream.Signature(load_instruction_layout())),
@@ -195,6 +195,17 @@ class LoadUnit(wiring.Component):
                 "idle": Out(1),
             }
         )
+
+    def _beyond_records(self, address: Value) -> Value:
+        """Neither in the row buffer nor in the activation tables."""
+        engine = self.config.engine
+        beyond = is_beyond(address, engine.row_buffer_depth)
+        if not engine.activation_tables:
+            return beyond
+        bit = engine.record_load_width - 1
+        n_words = engine.activation_tables * engine.table_words
+        in_tables = ~is_beyond(address[:bit], n_words) if n_words < 1 << bit else Const(1)
+        return beyond & ~(in_tables & address[bit] & ~address[bit + 1 :].any())
 
     def elaborate(self, platform) -> Module:
         m = Module()
@@ -324,13 +335,24 @@ class LoadUnit(wiring.Component):
         written_address = Signal.like(address, reset_less=True)
         m.d.sync += written_address.eq(address)
         ports = (
-            (self.load_scratchpad, active.fill | steering.write, engine.bank_depth),
-            (self.load_group, groups.finish & active.groups, engine.group_buffer_depth),
-            (self.load_record, records.finish & active.records, engine.row_buffer_depth),
+            (
+                self.load_scratchpad,
+                active.fill | steering.write,
+                is_beyond(address, engine.bank_depth),
+            ),
+            (
+                self.load_group,
+                groups.finish & active.groups,
+                is_beyond(address, engine.group_buffer_depth),
+            ),
+            (
+                self.load_record,
+                records.finish & active.records,
+                self._beyond_records(address),
+            ),
         )
         bad = [empty, groups.incomplete, records.incomplete]
-        for port, write, depth in ports:
-            beyond = is_beyond(address, depth)
+        for port, write, beyond in ports:
             bad.append(write & beyond)
             m.d.sync += port.valid.eq(write & ~beyond & ~self.halt)
             m.d.comb += port.payload.address.eq(written_address)

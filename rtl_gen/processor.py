@@ -5,7 +5,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from gshw.config import Config
-from gshw.program import Unit
+from gshw.program import Unit, optional_fields
 from gshw.registers import COUNTERS, PROGRAM_COUNTERS, PROGRAM_ERRORS, WIDE_COUNTERS
 from rtl_gen.axi import beat_layout, request_layout
 from rtl_gen.command import ComputeUnit
@@ -140,7 +140,7 @@ class Processor(wiring.Component):
                 m,
                 platform,
                 f"{unit.value}_queue",
-                UnitQueue(unit, small=small, max_pooling=config.engine.max_pooling),
+                UnitQueue(unit, small=small, optional=optional_fields(config.engine)),
             )
             for unit in UNITS
         }

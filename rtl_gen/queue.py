@@ -106,18 +106,18 @@ class UnitQueue(wiring.Component):
         One of them was lost; one cycle.
     """
 
-    def __init__(self, unit: Unit, *, small: bool = False, max_pooling: bool = False) -> None:
+    def __init__(self, unit: Unit, *, small: bool = False, optional: tuple[str, ...] = ()) -> None:
         self._unit = unit
         self._small = small
-        self._max_pooling = max_pooling
-        self.variant = (unit, small, max_pooling)
+        self._optional = optional
+        self.variant = (unit, small, optional)
         super().__init__(
             {
                 "word": In(32),
                 "write": In(1),
                 "commit": In(1),
                 "room": Out(1),
-                "o": Out(stream.Signature(instruction_layout(unit, max_pooling=max_pooling))),
+                "o": Out(stream.Signature(instruction_layout(unit, optional))),
                 "done": In(1),
                 "halt": In(1),
                 "clear": In(1),
@@ -152,7 +152,7 @@ class UnitQueue(wiring.Component):
         m = Module()
         words = [Signal(32, name=f"word_{i}", reset_less=True) for i in range(self.n_words)]
         common = {f.name: words[0][f.low_bit : f.low_bit + f.width] for f in COMMON_FIELDS}
-        for field in unit_fields(self._unit, max_pooling=self._max_pooling):
+        for field in unit_fields(self._unit, self._optional):
             word, low_bit = divmod(field.low_bit, 32)
             bits = Cat(words[word:])[low_bit : low_bit + field.width]
             m.d.comb += self.o.payload[field.name].eq(bits)

@@ -37,6 +37,7 @@ _FIELDS = {
     "command_high": "highest output code, signed",
     "command_continues": "1: the first bundle goes on from the command before",
     "command_maximum": "1: rows keep their largest product instead of the sum",
+    "command_table": "0: results as they are; n: through activation table n - 1",
     "load_scratchpad_address": "word address in every bank",
     "load_scratchpad_channel_enable": "bit bank * block + channel: write this channel of the bank",
     "load_scratchpad_column_enable": "bit v: write column v of the enabled channels",

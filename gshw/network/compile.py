@@ -24,6 +24,7 @@ from gshw.lowering import (
     aligned,
     group_bytes,
     record_bytes,
+    table_bytes,
 )
 from gshw.network.graph import HostNode, MatrixNode, Network
 from gshw.network.memory import input_bytes, node_memory, place_tensors, tensors_that_remain
@@ -203,6 +204,9 @@ def compile_network(
         segments.append(Segment(f"{name}.groups", data + place[0], groups))
         records = item.image.pack_records().tobytes()
         segments.append(Segment(f"{name}.records", data + place[1], records))
+        if item.image.layer.requantisation.table is not None:
+            table = item.image.pack_table().tobytes()
+            segments.append(Segment(f"{name}.table", data + place[2], table))
     return CompiledNetwork(
         config=config,
         network=network,
@@ -220,15 +224,16 @@ def compile_network(
 
 def _place_weights(
     config: Config, planned: Sequence[_Planned], end: int
-) -> tuple[dict[str, tuple[int, int]], int]:
-    """Addresses of groups and records by the plan's name, and the end of the last."""
-    found: dict[str, tuple[int, int]] = {}
+) -> tuple[dict[str, tuple[int, int, int]], int]:
+    """Addresses of groups, records and table by the plan's name, and the end of the last."""
+    found: dict[str, tuple[int, int, int]] = {}
     for item in planned:
         if item.name in found:
             continue
         records = end + aligned(item.image.n_groups * group_bytes(config))
-        found[item.name] = end, records
-        end = records + aligned(item.image.n_records * record_bytes(config))
+        table = records + aligned(item.image.n_records * record_bytes(config))
+        found[item.name] = end, records, table
+        end = table + aligned(table_bytes(config, item.image.layer))
     return found, end
 
 

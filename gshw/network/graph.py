@@ -316,10 +316,13 @@ class Network:
             layer.check_config(config)
             low, high = config.activation_range(self.tensors[node.output].signed)
             stage = layer.requantisation
-            if stage.low < low or stage.high > high:
+            what, lowest, highest = "clamp", stage.low, stage.high
+            if stage.table is not None:
+                what, lowest, highest = "table", int(stage.table.min()), int(stage.table.max())
+            if lowest < low or highest > high:
                 raise GshwError(
-                    f"node {node.name!r}: clamp must be within {low}..{high}, the codes of its "
-                    f"output, not {stage.low}..{stage.high}"
+                    f"node {node.name!r}: {what} must be within {low}..{high}, the codes of its "
+                    f"output, not {lowest}..{highest}"
                 )
 
     def input_size(self, node: MatrixNode) -> tuple[int, int]:

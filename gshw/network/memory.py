@@ -155,7 +155,7 @@ def node_memory(
     node: MatrixNode,
     image: LayerImage,
     layouts: Mapping[str, TensorLayout],
-    weights: tuple[int, int],
+    weights: tuple[int, int, int],
 ) -> LayerMemory:
     """Where a node's groups, records, parts and results lie."""
     sources = []
@@ -166,6 +166,7 @@ def node_memory(
     return LayerMemory(
         groups=weights[0],
         records=weights[1],
+        table=None if image.layer.requantisation.table is None else weights[2],
         sources=tuple(sources),
         result=output.folded(node.fold),
     )

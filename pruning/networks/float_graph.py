@@ -50,13 +50,35 @@ class FloatNode:
     Parameters
     ----------
     name
-        Of the node and of its output.
+        Of the node and of what it computes.
+    table
+        A function that its results go through at once: the tensor of its name has a scale, but is
+        nowhere.
+    piece_of
+        Name of the node that this one computes some rows of.
     """
 
     name: str
     affine: Affine
     low: float | None
     high: float | None
+    table: "FloatHostNode | None" = None
+    piece_of: str = ""
+
+    @property
+    def whole(self) -> str:
+        """Name of all that it computes a piece of."""
+        return self.piece_of or self.name
+
+    @property
+    def output(self) -> str:
+        """The tensor that it writes."""
+        return self.whole if self.table is None else self.table.targets[0].tensor
+
+    @property
+    def tensors_read(self) -> list[str]:
+        """In order."""
+        return [term.tensor for term in self.affine.terms]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +97,8 @@ class FloatHostNode:
         Of products of queries and keys.
     value
         That it fills with.
-    apply
-        Of float values, where its table is of a function.
+    apply, kind
+        Where its table is of a function: of float values, and what tells it from others.
     gain, offset, epsilon
         Of a layer norm; no gain is 1, no offset 0.
     numbers
@@ -92,10 +114,16 @@ class FloatHostNode:
     factor: float = 1.0
     value: int = 0
     apply: Callable[[Tensor], Tensor] | None = None
+    kind: str = ""
     gain: NDArray[np.float64] | None = None
     offset: NDArray[np.float64] | None = None
     epsilon: float = 0.0
     numbers: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def tensors_read(self) -> list[str]:
+        """In order."""
+        return [source.tensor for source in self.sources]
 
 
 @dataclass(frozen=True, kw_only=True)

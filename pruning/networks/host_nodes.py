@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from gshw.config import EngineConfig
@@ -21,6 +20,7 @@ from gshw.network.host import (
 )
 from gshw.quantise import quantise_activations, to_fixed
 from pruning.networks.float_graph import FloatHostNode
+from pruning.networks.tables import codes_of
 
 GAIN_BITS = 15
 """Of the largest gain of a layer norm."""
@@ -86,7 +86,9 @@ class HostNodes:
                 step = sources[0].scale * sources[1].scale * node.factor * EXPONENT_STEPS
                 return ("exponentials",), _fixed(step) | dict(node.numbers)
             case "table":
-                return (node.name,), self._function(node, sources[0], target)
+                self.tables[node.name] = codes_of(self._config, node, sources[0], target)
+                low, _ = self._config.activation_range(sources[0].signed)
+                return (node.name,), {"low": low}
             case "multiply":
                 low, high = self._config.activation_range(target.signed)
                 step = sources[0].scale * sources[1].scale / target.scale
@@ -144,15 +146,6 @@ class HostNodes:
             self.tables[name] = codes.astype(np.min_scalar_type(-int(np.abs(codes).max()) - 1))
             self._embeddings[known] = name
         return self._embeddings[known]
-
-    def _function(self, node: FloatHostNode, source: Tensor, target: Tensor) -> dict[str, int]:
-        low, high = self._config.activation_range(source.signed)
-        assert node.apply is not None, "a table is of a function"
-        values = node.apply(torch.arange(low, high + 1, dtype=torch.float64) * source.scale)
-        self.tables[node.name] = quantise_activations(
-            self._config, values.numpy(), target.scale, target.signed
-        )
-        return {"low": low}
 
 
 def _fixed(step: float) -> dict[str, int]:

@@ -168,5 +168,6 @@ class HostRules:
         name = importer.name(node)
         nonnegative = bool((importer.floats[node] >= 0).all())
         found = importer.new_tensor(node, name, value.axis, nonnegative=nonnegative)
-        self._graph.add_host_node("table", [tensor], name, apply=apply)
+        kind = f"{node.target}{node.args[1:]}{node.kwargs}"
+        self._graph.add_host_node("table", [tensor], name, apply=apply, kind=kind)
         return found

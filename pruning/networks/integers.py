@@ -18,7 +18,8 @@ from pruning.networks.affine import Term, main_window
 from pruning.networks.float_graph import FloatHostNode, FloatNetwork, FloatNode
 from pruning.networks.host_nodes import HostNodes
 from pruning.networks.pieces import split_groups, split_windows
-from pruning.networks.scales import matrix_of, scaled_tensors, tensors_read
+from pruning.networks.scales import matrix_of, scaled_tensors
+from pruning.networks.tables import join_tables, table_by_bits
 from pruning.patterns.pattern import Projection
 
 MAX_REPEATS = 4
@@ -53,7 +54,7 @@ def quantise_network(
     for name in projections:
         if name not in keys:
             raise GshwError(f"no layer {name!r} for the mask of that name")
-    network = split_windows(config, network)
+    network = join_tables(config, split_windows(config, network))
     tensors = scaled_tensors(config, network)
     layers: dict[str, EncodedLayer] = {}
     hosts = HostNodes(config, tensors)
@@ -65,15 +66,18 @@ def quantise_network(
             nodes.append(hosts.make(node))
             continue
         for piece, first in split_groups(config, node):
-            known = _identity(network, piece, tensors, tensors[node.name])
+            table = _table(config, piece, tensors)
+            known = _identity(network, piece, tensors, table)
             name = shared.get(known)
             if name is None:
-                layer = _encode(config, network, piece, tensors, projections, node.name)
+                layer = _encode(config, network, piece, tensors, projections, table)
                 layers[layer.name] = layer
                 name = shared[known] = layer.name
-            nodes.append(_matrix_node(network, piece, name, node.name, first))
+            nodes.append(_matrix_node(network, piece, name, first))
+    # What goes through a table at once is never stored.
+    unstored = {node.name for node in network.matrices if node.table is not None}
     return Network(
-        tensors=tensors,
+        tensors={name: t for name, t in tensors.items() if name not in unstored},
         nodes=tuple(nodes),
         layers=layers,
         inputs=network.inputs,
@@ -84,21 +88,32 @@ def quantise_network(
 
 
 def _identity(
-    network: FloatNetwork, node: FloatNode, tensors: Mapping[str, Tensor], output: Tensor
+    network: FloatNetwork,
+    node: FloatNode,
+    tensors: Mapping[str, Tensor],
+    table: NDArray[np.int64] | None,
 ) -> tuple:
     """What two nodes have in common that are one layer."""
-    terms = node.affine.terms
-    ends = output.scale, output.signed, _may_unfold(network, node)
-    scales = [(tensors[name].scale, tensors[name].signed) for name in tensors_read(node)]
+    terms, stage, output = node.affine.terms, tensors[node.whole], tensors[node.output]
+    ends = stage.scale, stage.signed, output.scale, output.signed, _may_unfold(network, node)
+    ends = (*ends, None if table is None else table.tobytes())
+    scales = [(tensors[name].scale, tensors[name].signed) for name in node.tensors_read]
     sizes = [term.size or tensors[term.tensor].size for term in terms]
     parts = map(matrix_of, terms)
     bias = node.affine.bias.tobytes()
     return (*parts, *scales, *sizes, *ends, bias, node.low, node.high, node.affine.maximum)
 
 
-def _matrix_node(
-    network: FloatNetwork, node: FloatNode, layer: str, output: str, first: int
-) -> MatrixNode:
+def _table(
+    config: EngineConfig, node: FloatNode, tensors: Mapping[str, Tensor]
+) -> NDArray[np.int64] | None:
+    """What its codes are replaced by, in the order of their bits."""
+    if node.table is None:
+        return None
+    return table_by_bits(config, node.table, tensors[node.whole], tensors[node.output])
+
+
+def _matrix_node(network: FloatNetwork, node: FloatNode, layer: str, first: int) -> MatrixNode:
     sources = tuple(
         Source(
             term.tensor,
@@ -113,7 +128,7 @@ def _matrix_node(
     return MatrixNode(
         layer=layer,
         sources=sources,
-        output=output,
+        output=node.output,
         first=first,
         fold=_fold(network, node),
         label="" if layer == node.name else node.name,
@@ -242,9 +257,9 @@ def _encode(
     node: FloatNode,
     tensors: Mapping[str, Tensor],
     projections: Mapping[str, Projection],
-    output_name: str,
+    table: NDArray[np.int64] | None,
 ) -> EncodedLayer:
-    name, output = node.name, tensors[output_name]
+    name, output = node.name, tensors[node.whole]
     terms = node.affine.terms
     signed = tensors[terms[0].tensor].signed
     columns = [_columns(term, tensors[term.tensor], projections, name) for term in terms]
@@ -282,11 +297,12 @@ def _encode(
             **_clamp(config, node, output),
             signed_input=signed,
             maximum=node.affine.maximum,
+            table=table,
         ),
         mask=mask,
         row_order=_row_order(config, node, projections, geometry, mask),
         input_scale=tensors[terms[0].tensor].scale,
-        output_scale=output.scale,
+        output_scale=tensors[node.output].scale,
     )
 
 
@@ -351,5 +367,5 @@ def _geometry(
 def _may_unfold(network: FloatNetwork, node: FloatNode) -> bool:
     """Whether the node is the only one to read an input, whole."""
     term = node.affine.terms[0]
-    readers = [other for other in network.nodes if term.tensor in tensors_read(other)]
+    readers = [other for other in network.nodes if term.tensor in other.tensors_read]
     return term.tensor in network.inputs and len(readers) == 1 and term.step == (1, 1)

@@ -101,5 +101,6 @@ def split_groups(config: EngineConfig, node: FloatNode) -> list[tuple[FloatNode,
         )
         affine = replace(node.affine, terms=(part,), bias=node.affine.bias[rows])
         name = node.name if size >= term.groups else f"{node.name}[{rows.start}:{rows.stop}]"
-        pieces.append((replace(node, name=name, affine=affine), rows.start))
+        piece = replace(node, name=name, piece_of=node.name, affine=affine)
+        pieces.append((piece, rows.start))
     return pieces

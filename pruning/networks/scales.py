@@ -22,13 +22,6 @@ def matrix_of(term: Term) -> tuple:
     return known, term.columns, term.channels, term.groups, term.window, term.tap
 
 
-def tensors_read(node: FloatNode | FloatHostNode) -> list[str]:
-    """Tensors that a node reads, in order."""
-    if isinstance(node, FloatHostNode):
-        return [source.tensor for source in node.sources]
-    return [term.tensor for term in node.affine.terms]
-
-
 class _Ties:
     """Tensors that must have one scale, because one layer or one table serves them all."""
 
@@ -46,14 +39,16 @@ class _Ties:
                 # What has no weights of a name is known by what it reads, too.
                 terms = node.affine.terms
                 named = [term.key or self.of(term.tensor) for term in terms]
-                known = (*named, *map(matrix_of, terms), node.low, node.high)
+                function = None if node.table is None else node.table.kind
+                known = (*named, *map(matrix_of, terms), node.low, node.high, function)
             if known is None:
                 continue
             other = by_keys.setdefault(known, node)
-            for one, two in zip(tensors_read(other), tensors_read(node), strict=True):
+            for one, two in zip(other.tensors_read, node.tensors_read, strict=True):
                 if not network.tensors[one].host:
                     self._tie(one, two)
-            self._tie(_written(other), _written(node))
+            for one, two in zip(_written(other), _written(node), strict=True):
+                self._tie(one, two)
 
     def of(self, name: str) -> str:
         """The tensor that stands for all that this one is tied to."""
@@ -73,8 +68,11 @@ class _Ties:
         self._members[one] += self._members.pop(two)
 
 
-def _written(node: FloatNode | FloatHostNode) -> str:
-    return node.name if isinstance(node, FloatNode) else node.targets[0].tensor
+def _written(node: FloatNode | FloatHostNode) -> tuple[str, ...]:
+    """What a node computes, and what it writes."""
+    if isinstance(node, FloatNode):
+        return node.name, node.output
+    return (node.targets[0].tensor,)
 
 
 def scaled_tensors(config: EngineConfig, network: FloatNetwork) -> dict[str, Tensor]:
@@ -89,7 +87,7 @@ def scaled_tensors(config: EngineConfig, network: FloatNetwork) -> dict[str, Ten
         for name in floats
     }
     reads = [
-        {name for name in tensors_read(node) if not floats[name].host} for node in network.nodes
+        {name for name in node.tensors_read if not floats[name].host} for node in network.nodes
     ]
     groups = [*map(set, classes.values()), *reads]
     changing = True
