@@ -268,6 +268,13 @@ class EngineConfig:
         return self.table_base.bit_length()
 
     @property
+    def record_load_depth(self) -> int:
+        """Addresses that records are loaded to: the row buffer's, from the base on the tables'."""
+        if not self.activation_tables:
+            return self.row_buffer_depth
+        return self.table_base + self.activation_tables * self.table_words
+
+    @property
     def channels_per_row(self) -> int:
         """Channels in one scratchpad row (one word of every bank): B * C."""
         return self.lanes * self.block

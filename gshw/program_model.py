@@ -117,7 +117,7 @@ class ProgramModel:
         cells = {
             Resource.SCRATCHPAD: config.bank_depth,
             Resource.GROUPS: config.group_buffer_depth,
-            Resource.RECORDS: _record_cells(config),
+            Resource.RECORDS: config.record_load_depth,
             Resource.OUTPUT: config.output_depth,
             Resource.MEMORY: self.memory.size,
         }
@@ -219,7 +219,7 @@ class ProgramModel:
         depth = config.group_buffer_depth if groups else config.row_buffer_depth
         start = 0
         if not groups and config.activation_tables and int(first.min()) >= config.table_base:
-            start, depth = config.table_base, _record_cells(config)
+            start, depth = config.table_base, config.record_load_depth
         entries = _words(first, n_words, depth, start)
         order.access(Resource.MEMORY, places, writes=False)
         order.access(Resource.GROUPS if groups else Resource.RECORDS, entries, writes=True)
@@ -283,13 +283,6 @@ class ProgramModel:
         channel = first[:, None] * config.channels_per_row + np.arange(n_codes)
         codes = self.engine.output[channel, instruction["column"]]
         self.memory[places] = pack_codes(config, codes)
-
-
-def _record_cells(config: EngineConfig) -> int:
-    """Addresses that records can be loaded to: the row buffer, and behind it the tables."""
-    if not config.activation_tables:
-        return config.row_buffer_depth
-    return config.table_base + config.activation_tables * config.table_words
 
 
 def _words(first: NDArray[np.int64], n_words: int, depth: int, start: int = 0) -> NDArray[np.int64]:

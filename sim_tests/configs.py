@@ -35,6 +35,7 @@ ODD_CONFIGS = (
         weight_width=4,
         accumulator_width=24,
         drain_rows=2,
+        activation_tables=8,
     ),
     _odd(
         "wide_operands",
@@ -67,6 +68,7 @@ ODD_CONFIGS = (
         columns=3,
         accumulator_width=24,
         drain_rows=2,
+        activation_tables=2,
     ),
     _odd("drains_at_once", lanes=8, rows=8, bank_width=8, bank_depth=64, drain_rows=8),
     _odd(

@@ -127,7 +127,15 @@ def random_requantisation(
         low=low,
         high=high,
         signed_input=signed_input,
+        table=_random_table(rng, config),
     )
+
+
+def _random_table(rng: np.random.Generator, config: EngineConfig) -> NDArray[np.int64] | None:
+    if not config.activation_tables or rng.random() < 0.3:
+        return None
+    low, high = config.activation_range(bool(rng.integers(2)))
+    return rng.integers(low, high + 1, 1 << config.activation_width)
 
 
 def _codes(

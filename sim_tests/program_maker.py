@@ -67,6 +67,7 @@ class ProgramMaker(Shapes):
             (self._fill, 2),
             (self._load_groups, 2),
             (self._load_records, 2),
+            (self._load_table, 1),
             (self._run, 7),
             (self._sync, 1),
             (self._store, 6),
@@ -128,6 +129,7 @@ class ProgramMaker(Shapes):
         for each in (*sweeps, *self._kernels):
             for opcode in (Opcode.LOAD_GROUPS, Opcode.LOAD_RECORDS):
                 self._place(each, opcode)
+        self._load_table(whole=True)
         words = np.array(self.output)
         walk = {"count_less_1_0": len(words) - 1, "write_base": int(words[0]), "write_step_0": 1}
         for sweep in sweeps:
@@ -190,6 +192,28 @@ class ProgramMaker(Shapes):
             self._records, kernel, len(kernel.records), depth, lambda k: len(k.records)
         )
         self._load_entries(Opcode.LOAD_RECORDS, kernel, entry)
+
+    def _load_table(self, *, whole: bool = False) -> None:
+        """Some words of the activation tables, or all, on engines that have them."""
+        engine = self.engine
+        n_words = engine.activation_tables * engine.table_words
+        if not n_words:
+            return
+        first = int(self.rng.integers(n_words))
+        n = min(n_words - first, self.pick(1, 3, engine.table_words))
+        if whole:
+            first, n = 0, n_words
+        n_bytes = 4 * n * self._kernels[0].records.shape[1]
+        address = self.base + self.reserve(n_bytes)
+        target = engine.table_base + first
+        values = {"address": address, "run_bytes": n_bytes, "target": target}
+        values |= {"count_0": 1, "count_1": 1, "memory_stride_0": 0, "memory_stride_1": 0}
+        cells = np.arange(target, target + n)
+        accesses = [
+            (Resource.MEMORY, self.bytes_of(values), False),
+            (Resource.RECORDS, cells, True),
+        ]
+        self._add(Opcode.LOAD_RECORDS, values, accesses)
 
     def _entry(self, loaded: list, kernel: Kernel, n: int, depth: int, size) -> int:
         """A place in the buffer; what it overwrites is no longer loaded."""
@@ -305,6 +329,11 @@ class ProgramMaker(Shapes):
         values |= {"record_base": record_base + record if n_records else 0, "n_records": n_records}
         values |= {"low": low, "high": max(low, self.pick(limit - 1, limit // 2 - 1))}
         counts = tuple(values.get(f"count_less_1_{i}", 0) + 1 for i in range(3))
+        engine = self.engine
+        table = int(self.rng.integers(engine.activation_tables + 1))
+        values |= {"table": table}
+        cells = engine.table_base + (table - 1) * engine.table_words
+        cells = np.arange(cells, cells + engine.table_words if table else cells)
 
         def words(kind: str, depth: int, n_words: int) -> NDArray[np.int64]:
             steps = tuple(values.get(f"{kind}_step_{i}", 0) for i in range(3))
@@ -316,6 +345,7 @@ class ProgramMaker(Shapes):
             [
                 (Resource.GROUPS, np.arange(n_groups) + group_base + group, False),
                 (Resource.RECORDS, np.arange(n_records) + record_base + record, False),
+                (Resource.RECORDS, cells, False),
                 (Resource.SCRATCHPAD, words("read", self.engine.bank_depth, kernel.span), False),
                 (Resource.OUTPUT, words("write", self.engine.output_depth, kernel.n_words), True),
             ],

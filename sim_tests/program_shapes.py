@@ -51,7 +51,7 @@ class Shapes:
         n_cells = {
             Resource.SCRATCHPAD: engine.bank_depth,
             Resource.GROUPS: engine.group_buffer_depth,
-            Resource.RECORDS: engine.row_buffer_depth,
+            Resource.RECORDS: engine.record_load_depth,
             Resource.OUTPUT: engine.output_depth,
             Resource.MEMORY: n_bytes,
         }

@@ -89,13 +89,16 @@ SENTENCES = {
 
 
 @pytest.mark.parametrize("name", SENTENCES)
-def test_networks_with_host_nodes(name):
-    """Many programs, and the host between them."""
+@pytest.mark.parametrize("preset", ["block16", "three_columns"])
+def test_networks_with_host_nodes(name, preset):
+    """Many programs, and the host between them; functions by table, where the engine has them."""
     torch.manual_seed(0)
-    config = find_config("block16")
+    config = find_config(preset)
     model = SENTENCES[name]().eval()
     tokens = torch.randint(40, (1, 4))
     network = quantise_network(config.engine, import_model(model, tokens))
+    in_engine = any(layer.requantisation.table is not None for layer in network.layers.values())
+    assert in_engine == (name == "transformer" and config.engine.activation_tables > 0)
     compiled = compile_network(config, network)
     library = build_library(cached_top_verilog(config, Top.AXI), top=Top.AXI)
     codes = {"input": tokens.numpy()[:, None, :, None]}

@@ -51,8 +51,18 @@ ENGINES: dict[str, EngineConfig] = {
         gather=Gather.ARBITRATED,
         **_SMALL,
     ),
+    "tables4": EngineConfig(
+        lanes=4,
+        rows=4,
+        bank_width=16,
+        columns=2,
+        drain_rows=2,
+        max_pooling=True,
+        activation_tables=2,
+        **_SMALL,
+    ),
 }
-"""Small engines of every kind: routing, gather, block, columns, widths, drain rows."""
+"""Small engines of every kind: routing, gather, block, columns, widths, drain rows, extras."""
 
 
 def all_engines() -> dict[str, EngineConfig]:
@@ -104,7 +114,18 @@ def random_requantisation(
         low=low_code,
         high=high_code,
         signed_input=signed_input,
+        table=random_table(rng, config, signed=not relu),
     )
+
+
+def random_table(
+    rng: np.random.Generator, config: EngineConfig, *, signed: bool
+) -> NDArray[np.int64] | None:
+    """Any codes; None, sometimes, and for engines without tables."""
+    if not config.activation_tables or rng.random() < 0.3:
+        return None
+    low, high = config.activation_range(signed)
+    return rng.integers(low, high + 1, 1 << config.activation_width)
 
 
 def random_layer(

@@ -37,6 +37,16 @@ BROKEN = [
     ({"lanes": 4.0}, "lanes must be an integer, not 4.0"),
     ({"drain_rows": None}, "drain_rows must be an integer, not None"),
     ({"max_pooling": 1}, "max_pooling must be true or false, not 1"),
+    ({"activation_tables": 3}, "activation_tables must be 0, 1, 2, 4 or 8, not 3"),
+    ({"activation_tables": True}, "activation_tables must be an integer, not True"),
+    (
+        {"activation_tables": 1, "activation_width": 16, "bank_width": 32},
+        "activation_tables must be 0 with activation_width = 16, not 1",
+    ),
+    (
+        {"activation_tables": 1, "row_buffer_depth": 32769},
+        "row_buffer_depth must be at most 32768 with activation_tables, not 32769",
+    ),
     ({"rows": 3}, "rows must be a power of two that divides lanes = 4, not 3"),
     ({"rows": 8}, "rows must be a power of two that divides lanes = 4, not 8"),
     ({"rows": 0}, "rows must be a power of two that divides lanes = 4, not 0"),
@@ -175,7 +185,7 @@ def test_bus_table():
 ENGINE_KEYS = (
     "lanes, rows, bank_width, bank_depth, output_depth, columns, activation_width, weight_width, "
     "accumulator_width, group_buffer_depth, row_buffer_depth, drain_rows, routing, gather, "
-    "max_pooling"
+    "max_pooling, activation_tables"
 )
 
 
@@ -303,13 +313,14 @@ VARIANTS = [
     {"routing": Routing.CROSSBAR},
     {"routing": Routing.CROSSBAR, "gather": Gather.ARBITRATED},
     {"max_pooling": True},
+    {"activation_tables": 2},
 ]
 
 
 def test_hash_is_equal_exactly_for_equal_engines():
     """One variant of every key; defaults count as written out."""
     keys = {key for change in VARIANTS for key in change}
-    assert keys == {"max_pooling", *EngineConfig(**LEGAL).canonical()}
+    assert keys == {"max_pooling", "activation_tables", *EngineConfig(**LEGAL).canonical()}
     engines = [EngineConfig(**LEGAL | change) for change in VARIANTS]
     assert len({engine.hash for engine in engines}) == len(engines)
     for engine in engines:

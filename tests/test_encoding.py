@@ -255,6 +255,27 @@ def test_a_maximum_needs_its_engine():
         encode_layer(TINY, "pool", np.eye(2, dtype=int), Geometry.linear(2), stage)
 
 
+@pytest.mark.parametrize(
+    ("n_tables", "table", "message"),
+    [
+        (0, np.zeros(256, int), "a table needs activation_tables in the config"),
+        (
+            1,
+            np.zeros(128, int),
+            "table must hold 256 integers, not int64 of shape (128,)",
+        ),
+        (1, np.zeros(256), "table must hold 256 integers, not float64 of shape (256,)"),
+        (1, np.arange(256) - 1, "table must be within -128..127, not -1..254"),
+        (1, np.arange(256) * 2, "table must be within 0..255, not 0..510"),
+    ],
+)
+def test_what_is_no_table(n_tables, table, message):
+    engine = dataclasses.replace(TINY, activation_tables=n_tables)
+    stage = dataclasses.replace(Requantisation.identity(2, engine), table=table)
+    with raises(f"layer 'gate': {message}"):
+        encode_layer(engine, "gate", np.eye(2, dtype=int), Geometry.linear(2), stage)
+
+
 def test_row_orders():
     assert consecutive_rows(3).tolist() == [0, 1, 2]
     assert scatter_rows(np.array([1, 5, 5, 0, 9])).tolist() == [4, 1, 2, 0, 3]

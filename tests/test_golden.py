@@ -264,3 +264,19 @@ def test_foreign_layer():
     other = dataclasses.replace(TINY, bank_depth=512)
     with raises(f"layer 'fc' was encoded for the engine {TINY.hash[:8]}, not for {other.hash[:8]}"):
         run_layer(other, layer_of(False), np.zeros((1, 3), int))
+
+
+def test_codes_go_through_a_table():
+    """The bits of a code are the number of its entry, whatever its sign."""
+    rng = np.random.default_rng(0)
+    table = rng.integers(-128, 128, 256)
+    acc = rng.integers(-(1 << 20), 1 << 20, (50, 3))
+    for low, high in ((0, 255), (-128, 127)):
+        stage = dataclasses.replace(
+            Requantisation.identity(3, TINY, shift=27), low=low, high=high, table=table
+        )
+        codes = requantise(acc, dataclasses.replace(stage, table=None))
+        found = requantise(acc, stage)
+        for place in np.ndindex(acc.shape):
+            assert found[place] == table[int(codes[place]) % 256]
+        assert len(np.unique(codes)) > 20 and stage.signed_output

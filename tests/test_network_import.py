@@ -13,7 +13,7 @@ from gshw.config import load_config
 from gshw.encoding import decode_weights
 from gshw.errors import GshwError
 from gshw.network.execute import execute
-from gshw.network.graph import Network
+from gshw.network.graph import HostNode, Network
 from gshw.quantise import quantise_activations
 from pruning.networks.affine import Affine, Term, Window, added, skip
 from pruning.networks.importer import import_model
@@ -381,6 +381,54 @@ def test_maxima_need_their_engine():
     network = import_model(model, torch.randn(2, 3, 4, 4))
     with raises("layer 'max_pool2d': a maximum needs max_pooling = true in the config"):
         quantise_network(load_config("v16x4").engine, network)
+
+
+@pytest.mark.parametrize("n_tables", [1, 2, 8])
+def test_functions_join_the_node_before(n_tables):
+    """On an engine with tables: the same numbers, with less on the host."""
+    torch.manual_seed(0)
+    model, x = trained(Gated(), (3, 9, 8)), torch.randn(4, 3, 9, 8)
+    floats = import_model(model, x)
+    network = quantise_network(ENGINE, floats)
+    engine = dataclasses.replace(ENGINE, activation_tables=n_tables)
+    joined = quantise_network(engine, floats)
+    assert [n.function for n in network.nodes if isinstance(n, HostNode)] == [
+        "table",
+        "table",
+        "table",
+        "multiply",
+        "table",
+        "table",
+    ]
+    assert [n.function for n in joined.nodes if isinstance(n, HostNode)] == ["multiply"]
+    codes = input_codes(network, x)
+    wanted = execute(ENGINE, network, {"input": codes})
+    found = execute(engine, joined, {"input": codes})
+    assert len(wanted) - len(found) == 5 and joined.outputs == network.outputs
+    for name, values in found.items():
+        assert np.array_equal(values, wanted[name]), name
+    compare(engine, joined, "input", codes)
+
+
+def test_functions_that_stay_on_the_host():
+    """Of what has another reader, is an output, or comes from the host."""
+
+    class Several(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            y = self.a(x)
+            z = y.sigmoid()
+            last = self.b(z)
+            return last, last.tanh(), (self.b(y * z).sigmoid()).tanh()
+
+    engine = dataclasses.replace(ENGINE, activation_tables=4)
+    network = quantise_network(engine, import_model(Several().eval(), torch.randn(2, 3, 4, 4)))
+    tables = [node for node in network.nodes if isinstance(node, HostNode)]
+    assert [node.function for node in tables] == ["table", "table", "multiply", "table"]
+    assert [node.name for node in tables] == ["sigmoid", "tanh", "mul", "tanh_1"]
 
 
 class Arithmetic(nn.Module):

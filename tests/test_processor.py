@@ -12,6 +12,7 @@ from gshw.config import BusConfig, Config, load_config
 from gshw.program import (
     FIELDS,
     INSTRUCTION_BYTES,
+    OPTIONAL_FIELDS,
     Instruction,
     Opcode,
     Unit,
@@ -380,7 +381,7 @@ class QueueBench:
     """Feeds a queue and keeps what it offers, with the cycle of each event."""
 
     def __init__(self, unit: Unit):
-        self.queue = UnitQueue(unit, max_pooling=True)
+        self.queue = UnitQueue(unit, optional=OPTIONAL_FIELDS)
         self.cycle = 0
         self.offered: list[tuple[int, dict[str, int]]] = []
         self.sent = {"push_previous": [], "push_next": []}
@@ -695,16 +696,17 @@ LEGAL = {
 }
 
 
-@pytest.mark.parametrize("max_pooling", [False, True])
-def test_a_run_becomes_a_command(max_pooling):
+@pytest.mark.parametrize("keys", [{}, {"max_pooling": True}, {"activation_tables": 4}])
+def test_a_run_becomes_a_command(keys):
     config = config_of(64)
-    engine = dataclasses.replace(config.engine, max_pooling=max_pooling)
+    engine = dataclasses.replace(config.engine, **keys)
     unit = ComputeUnit(dataclasses.replace(config, engine=engine))
-    maximum = {"maximum": 1} if max_pooling else {}
-    wanted = LEGAL | maximum | {"config_hash": engine.hash32}
+    optional = {"maximum": 1} if "max_pooling" in keys else {}
+    optional |= {"table": 3} if "activation_tables" in keys else {}
+    wanted = LEGAL | optional | {"config_hash": engine.hash32}
 
     async def bench(ctx):
-        set_instruction(ctx, unit, Instruction(Opcode.RUN, LEGAL | maximum))
+        set_instruction(ctx, unit, Instruction(Opcode.RUN, LEGAL | optional))
         assert not ctx.get(unit.command.valid)
         await ctx.tick()
         assert ctx.get(unit.command.valid) and not ctx.get(unit.instruction.ready)

@@ -183,11 +183,13 @@ def test_bytes_of_a_load():
 
 def test_bytes_of_a_run_and_the_header():
     fields = {field.name: index + 1 for index, field in enumerate(FIELDS[Opcode.RUN])}
-    fields |= {"signed_input": 1, "continues": 0, "maximum": 1, "low": -128, "high": 127}
+    fields |= {"signed_input": 1, "continues": 0, "maximum": 1, "table": 10}
+    fields |= {"low": -128, "high": 127}
     raw = encode(Instruction(Opcode.RUN, fields, pop_previous=True, push_previous=True), 1)
     words = struct.unpack("<16I", raw)
-    steps = (8, *(n | (n + 1) << 16 for n in (13, 15, 17)))
-    assert words[:8] == (0x0001_0520, 1, 2, 3, 4, 5 | 6 << 16, 7 | 8 << 16, 9 | 5 << 16)
+    steps = (8, *(n | (n + 1) << 16 for n in (14, 16, 18)))
+    flags = 5 | 10 << 3
+    assert words[:8] == (0x0001_0520, 1, 2, 3, 4, 5 | 6 << 16, 7 | 8 << 16, 9 | flags << 16)
     assert words[8:13] == (*steps[1:], 0xFFFFFF80, 127)
     header = struct.unpack("<16I", encode(begin(0xDEADBEEF, 42), 0))
     assert header[:5] == (1, 0x57485347, 1, 0xDEADBEEF, 42)

@@ -1,5 +1,6 @@
 """The software model of programs: arithmetic against loops, and all that it refuses."""
 
+import dataclasses
 import re
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ from gshw.engine_model import EngineModel, walk_positions
 from gshw.errors import GshwError
 from gshw.geometry import Geometry
 from gshw.image import pack_words
-from gshw.layout import Field, group_fields, record_fields
+from gshw.layout import Field, group_fields, record_fields, word_width
 from gshw.lower import lower_layer
 from gshw.program import MAX_TOKENS, Instruction, Opcode, assemble, disassemble
 from gshw.program_model import ProgramModel, pack_codes, unpack_codes
@@ -443,6 +444,32 @@ def test_instructions_that_are_refused(name, text, message):
     config = ENGINES[name]
     with raises(f"instruction 1 ({text.split()[0]}): {message}"):
         run_text(model_of(config), text)
+
+
+def test_tables_that_are_refused():
+    config = dataclasses.replace(ENGINES["direct4"], activation_tables=2)
+    n_bytes = -(-word_width(record_fields(config)) // 32) * 4
+    base = config.table_base
+    for text, message in (
+        ("run n_groups=1 table=3", "table must be at most activation_tables = 2, not 3"),
+        (
+            f"load_records address=0 run_bytes={n_bytes} target={base - 1}",
+            f"words must be below the buffer's depth of 16, not {base - 1}",
+        ),
+        (
+            f"load_records address=0 run_bytes={2 * n_bytes} target={base + 127}",
+            f"words must be below the buffer's depth of {base + 128}, not {base + 128}",
+        ),
+        (
+            f"load_records address=0 run_bytes={n_bytes} count_0=2 target={base} "
+            "target_stride_0=65535",
+            f"words must be below the buffer's depth of {base + 128}, not {base + 65535}",
+        ),
+    ):
+        with raises(f"instruction 1 ({text.split()[0]}): {message}"):
+            run_text(model_of(config), text)
+    with raises("instruction 1 (run): table must be at most activation_tables = 0, not 1"):
+        run_text(model_of(ENGINES["direct4"]), "run n_groups=1 table=1")
 
 
 def test_words_that_are_refused():

@@ -152,7 +152,8 @@ BAD_ENGINES = [
         {"banks": 4},
         "[engine] has no key 'banks'; its keys are lanes, rows, bank_width, bank_depth, "
         "output_depth, columns, activation_width, weight_width, accumulator_width, "
-        "group_buffer_depth, row_buffer_depth, drain_rows, routing, gather, max_pooling",
+        "group_buffer_depth, row_buffer_depth, drain_rows, routing, gather, max_pooling, "
+        "activation_tables",
     ),
 ]
 

@@ -16,6 +16,7 @@ from gshw.encoding import EncodedLayer
 from gshw.geometry import Geometry
 from gshw.image import LayerImage
 from gshw.plan import Command, Plan
+from gshw.program import optional_fields
 from rtl_gen.engine import Engine
 from tests.rtl.bench import PERIOD, bits
 from tests.strategies import ENGINES, conv, random_activations, random_layer, word_int
@@ -100,7 +101,8 @@ class SimulatedEngine:
             "high": requantisation.high,
             "continues": words[19],
         }
-        return scalars | arrays | ends
+        optional = dict(zip(optional_fields(self.config), words[20:], strict=True))
+        return scalars | arrays | ends | optional
 
     def run_values(self, values: dict, beside=None) -> Counters:
         """Offer the command until it is accepted, then wait for ``done``.

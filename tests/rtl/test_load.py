@@ -25,6 +25,7 @@ from tests.rtl.movers import (
     word_bytes,
     word_of,
 )
+from tests.strategies import ENGINES
 
 
 class LoadBench(Bench):
@@ -247,6 +248,30 @@ async def expect_error_then_recovery(ctx, bench: LoadBench, fields: dict, good: 
     assert bench.buffers == expected
     assert bench.count("error") == 1
     return written
+
+
+@pytest.mark.parametrize("target", [16, 127, 256, 128 + 256, 65535])
+def test_words_of_tables_go_behind_the_records(target):
+    """Two tables of 64 words from 128 on: what lies before and behind is beyond."""
+    cfg = config(dataclasses.replace(ENGINES["direct4"], activation_tables=2))
+    assert (cfg.engine.table_base, cfg.engine.record_load_depth) == (128, 256)
+    bench = LoadBench(cfg)
+    good = load(Opcode.LOAD_RECORDS, run_bytes=5 * word_bytes(cfg, Opcode.LOAD_RECORDS), target=251)
+
+    async def drive(ctx):
+        wanted: dict = {}
+        naive_load(cfg, good.opcode, good.values, wanted)
+        await bench.issue(ctx, payload(good))
+        await bench.wait_for(ctx, "done")
+        assert bench.buffers == wanted and len(wanted) == 5
+        beyond = load(
+            Opcode.LOAD_RECORDS, run_bytes=word_bytes(cfg, Opcode.LOAD_RECORDS), target=target
+        )
+        await bench.issue(ctx, payload(beyond))
+        await bench.wait_for(ctx, "error")
+        assert bench.buffers == wanted
+
+    bench.run(drive)
 
 
 def check_load_error(cfg: Config, fields: dict) -> dict:

@@ -3,6 +3,7 @@
 That components keep the latency they state is tested beside each of them.
 """
 
+import dataclasses
 import importlib
 import inspect
 import pkgutil
@@ -17,12 +18,14 @@ from gshw.pipeline import (
     FETCH_LATENCY,
     MULTIPLY_LATENCY,
     REQUANTISE_LATENCY,
+    TABLE_LATENCY,
     Pipeline,
     adder_tree_latency,
     benes_latency,
     drain_select_latency,
     scatter_latency,
 )
+from rtl_gen.activation import ActivationTables
 from rtl_gen.buffers import LoopBuffer
 from rtl_gen.compute import Accumulators, AdderTree, MultiplierArray
 from rtl_gen.output import Requantiser, ScatterWriter
@@ -45,6 +48,7 @@ TESTED = {
     ScatterWriter,
     OutputBuffer,
     Scratchpad,
+    ActivationTables,
     *ROUTING.values(),
 }
 
@@ -70,7 +74,8 @@ def test_no_latency_is_forgotten():
 
 @pytest.mark.parametrize("name", all_engines())
 def test_latencies_are_the_pipelines(name):
-    config = all_engines()[name]
+    # Tables, which some engines have, are added below.
+    config = dataclasses.replace(all_engines()[name], activation_tables=0)
     pipeline = Pipeline(config)
     n_products = config.lanes_per_row * config.block
     product_width = config.weight_width + config.activation_width
@@ -98,6 +103,11 @@ def test_latencies_are_the_pipelines(name):
     assert pipeline.weight_delay == pipeline.route_delay + routing
     assert pipeline.accumulate == pipeline.weight_delay + multiply + tree
     assert pipeline.drain == drain_select + config.columns - 1 + requantise + scatter
+    if config.activation_width <= 8:
+        config = dataclasses.replace(config, activation_tables=2)
+        tables = latency(ActivationTables(config))
+        assert tables == TABLE_LATENCY
+        assert Pipeline(config).drain == pipeline.drain + tables
 
 
 @pytest.mark.parametrize(("n_inputs", "levels"), [(1, 0), (2, 1), (3, 2), (4, 2), (5, 3), (64, 6)])
