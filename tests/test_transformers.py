@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gshw.config import load_config
+from gshw.encoding import decode_weights
 from gshw.errors import GshwError
 from gshw.network.execute import execute
 from gshw.network.graph import HostNode
@@ -18,6 +19,7 @@ from gshw.quantise import to_fixed
 from pruning.networks.importer import import_model
 from pruning.networks.integers import quantise_network
 from pruning.networks.module import IntegerNetwork
+from pruning.patterns.pattern import Projection
 from pruning.zoo.bert import Bert, SelfAttention
 
 ENGINE = load_config("v16x4").engine
@@ -208,3 +210,84 @@ def test_one_head_needs_no_split():
     x = torch.randn(16, 5, 8)
     with torch.no_grad():
         assert (as_integers(model, x)(x) - model(x)).abs().max() < 0.1 * model(x).abs().max()
+
+
+class Translator(nn.Module):
+    """Torch's own transformer: an encoder's layer, and a decoder's that reads it, causal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        options = {"dim_feedforward": 24, "batch_first": True, "activation": "gelu"}
+        self.encoder = nn.TransformerEncoderLayer(16, 4, **options)
+        self.decoder = nn.TransformerDecoderLayer(16, 2, norm_first=True, **options)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        memory = self.encoder(x)
+        return self.decoder(x, memory, self.mask, tgt_is_causal=True)
+
+
+def test_torchs_own_transformer():
+    """And its modules are as before."""
+    torch.manual_seed(0)
+    model = Translator().eval().requires_grad_(False)
+    x = torch.randn(8, 7, 16)
+    wanted = model(x)
+    floats = import_model(model, x)
+    attention = [node for node in floats.nodes if getattr(node, "function", "") == "attention"]
+    assert [node.numbers["causal"] for node in attention] == [0, 1, 0]
+    # Self-attention is one matrix, of which the host reads three parts.
+    assert [len({source.tensor for source in node.sources}) for node in attention] == [1, 1, 3]
+    network = quantise_network(ENGINE, floats)
+    found = IntegerNetwork(ENGINE, network, floats.layouts)(x)
+    assert (found - wanted).abs().max() < 0.1 * wanted.abs().max()
+    assert type(model.encoder.self_attn) is nn.MultiheadAttention
+    assert torch.equal(model(x), wanted) and torch.backends.mha.get_fastpath_enabled()
+
+
+def test_masks_of_packed_projections():
+    """Of one matrix in self-attention, of three parts of its rows in another's."""
+    torch.manual_seed(0)
+    model = Translator().eval()
+    rng = np.random.default_rng(0)
+    masks = {
+        f"{name}.in_proj_weight": Projection(
+            mask=rng.random((48, 16)) < 0.3, row_order=rng.permutation(48), kept_score=0.0
+        )
+        for name in ("encoder.self_attn", "decoder.multihead_attn")
+    }
+    network = quantise_network(ENGINE, import_model(model, torch.randn(8, 7, 16)), masks)
+    for key, projection in masks.items():
+        codes = np.concatenate(
+            [
+                decode_weights(ENGINE, layer)
+                for name, layer in network.layers.items()
+                if name.split("#")[0] == key
+            ]
+        )
+        assert codes.shape == (48, 16) and not codes[~projection.mask].any()
+        assert np.count_nonzero(codes) > 0.9 * projection.mask.sum()
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments", "message"),
+    [
+        ({"batch_first": False}, {}, "must be made with batch_first=True"),
+        ({"kdim": 6}, {}, "must have keys and values as wide as queries"),
+        ({"add_bias_kv": True}, {}, "must not add biases or zeros to keys"),
+        ({}, {"attn_mask": torch.zeros(5, 5)}, "must not have a mask, but a causal one"),
+    ],
+)
+def test_attention_that_cannot_be_followed(options, arguments, message):
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            options_ = {"batch_first": True, "vdim": options.get("kdim")} | options
+            self.attention = nn.MultiheadAttention(8, 2, **options_)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = x[..., : options.get("kdim", 8)]
+            return self.attention(x, y, y, **arguments)[0]
+
+    with raises(f"torch.export cannot follow Attention: MultiheadAttention {message}"):
+        import_model(Attention().eval(), torch.randn(2, 5, 8))

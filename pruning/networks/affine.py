@@ -57,6 +57,8 @@ class Term:
         Rectangle of the tensor's pixels that it reads; no size: all.
     columns
         Where the weight is some input channels of a whole one: the first, and of how many.
+    rows
+        Where the weight is some rows of a whole one: the first, and of how many.
     tap
         Of the window that the weight is for, where it is a point embedded in a larger window.
     """
@@ -73,6 +75,7 @@ class Term:
     start: Pair = (0, 0)
     size: Pair | None = None
     columns: tuple[int, int] | None = None
+    rows: tuple[int, int] | None = None
 
     @property
     def n_rows(self) -> int:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from gshw.network.graph import Source
 from pruning.networks.affine import Affine, added, skip
 from pruning.networks.builder import FIRST_INPUT
 from pruning.networks.values import Value
@@ -202,9 +203,11 @@ class ArithmeticRules:
         if keeps_axis and importer.floats[node].shape == before:
             return importer.passed_on(node, source)
         value = importer.value(source)
-        if axis in (0, value.axis) or not value.axis or value.flattened is not None:
-            raise importer.unsupported(node, " along an axis that is not one of pixels")
+        if axis == 0 or not value.axis or value.flattened is not None:
+            raise importer.unsupported(node, " along the samples, or of what was flattened")
         name = importer.materialised(source)
+        if axis == value.axis:
+            return self._channels(node, name, places, keeps_axis=keeps_axis)
         pixels = [other for other in range(1, len(before)) if other != value.axis]
         place = pixels.index(axis) + 2 - len(pixels)
         start, size, step = [0, 0], list(self._graph.tensors[name].size), [1, 1]
@@ -222,6 +225,20 @@ class ArithmeticRules:
         )
         lost = not keeps_axis and axis < value.axis
         return Value(replace(whole, terms=(term,)), None, value.axis - lost)
+
+    def _channels(self, node: fx.Node, name: str, places: slice, *, keeps_axis: bool) -> Value:
+        """Some channels that follow each other."""
+        if places.step != 1 or not keeps_axis:
+            raise self._importer.unsupported(node, " of single channels")
+        n_channels = places.stop - places.start
+        whole = skip(name, n_channels)
+        term = replace(whole.terms[0], first=places.start)
+        return Value(
+            replace(whole, terms=(term,)),
+            None,
+            self._importer.values[node.args[0]].axis,
+            selection=Source(name, first=places.start, channels=n_channels),
+        )
 
 
 def _times(affine: Affine, factor: float) -> Affine:

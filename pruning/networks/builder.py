@@ -1,6 +1,6 @@
 """Tensors and nodes of a float network, as the rules of an importer add them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from numpy.typing import NDArray
 from torch import Tensor
@@ -82,13 +82,15 @@ class NetworkBuilder:
             self.add_host_node("fill", [FIRST_INPUT], name, value=value)
         return name
 
-    def add_host_node(self, function: str, sources: list[str], target: str, **rest) -> None:
+    def add_host_node(
+        self, function: str, sources: Sequence[str | Source], target: str, **rest
+    ) -> None:
         """A node of the host's that is named after its one target."""
         self.nodes.append(
             FloatHostNode(
                 name=target,
                 function=function,
-                sources=tuple(Source(source) for source in sources),
+                sources=tuple(Source(s) if isinstance(s, str) else s for s in sources),
                 targets=(Source(target),),
                 **rest,
             )

@@ -103,10 +103,10 @@ class HostRules:
         before = [importer.values[argument] for argument in arguments]
         shape = importer.floats[node].shape
         if len(shape) == 4 and all(value.head_axis == 1 for value in before):
-            names = [value.tensor for value in before]
+            sources = [value.selection or str(value.tensor) for value in before]
             found = importer.floats[node].transpose(1, 2).flatten(2)
         elif len(shape) == 3 and all(importer.value(each).axis == 2 for each in arguments):
-            names = [importer.materialised(argument) for argument in arguments]
+            sources = [importer.materialised(argument) for argument in arguments]
             found = importer.floats[node]
         else:
             raise importer.unsupported(
@@ -118,7 +118,7 @@ class HostRules:
         self._graph.add_tensor(name, found.movedim(2, 1)[:, :, None])
         self._graph.add_host_node(
             "attention",
-            [str(source) for source in names],
+            sources,
             name,
             factor=width**-0.5 if scale is None else float(scale),
             numbers={

@@ -17,6 +17,7 @@ from gshw.quantise import RangeMethod, activation_range
 from pruning.checks import first_line
 from pruning.networks.affine import POINT, Affine, Pair, Term, Window, skip
 from pruning.networks.arithmetic import ArithmeticRules
+from pruning.networks.attention import batch_first_attention
 from pruning.networks.builder import FIRST_INPUT, NetworkBuilder
 from pruning.networks.float_graph import FloatNetwork, FloatNode, TorchLayout
 from pruning.networks.host_rules import HostRules
@@ -94,6 +95,7 @@ class Importer:
         self.floats: dict[fx.Node, Any] = {}
         self.values: dict[fx.Node, Value] = {}
         self.keys: dict[fx.Node, str] = {}
+        self._rows: dict[fx.Node, tuple[int, int]] = {}
         self._arrays: dict[fx.Node, NDArray[np.float64]] = {}
         self._inputs: list[str] = []
         self._layouts: dict[str, TorchLayout] = {}
@@ -123,6 +125,9 @@ class Importer:
                         # A weight that is computed, as a masked one.
                         found = [self.keys[n] for n in node.all_input_nodes if n in self.keys]
                         self.keys[node] = found[0] if found else node.name
+                        if node.target is aten.slice.Tensor and self.argument(node, 1, "dim") == 0:
+                            start = int(self.argument(node, 2, "start") or 0)
+                            self._rows[node] = start, len(self.floats[node.args[0]])
         return FloatNetwork(
             tensors=self.graph.tensors,
             nodes=tuple(self.graph.nodes),
@@ -329,13 +334,16 @@ class Importer:
         source = node.args[0]
         before, after = self.floats[source].shape, self.floats[node].shape
         value = self.values[source]
+        splits = node.target not in _SQUEEZING and len(before) == 3 and value.axis == 2
+        splits = splits and len(after) == 4 and after[2] * after[3] == before[2]
+        if splits and tuple(before[:2]) == tuple(after[:2]):
+            if value.selection is None:
+                self.materialised(source)
+            return replace(self.values[source], head_axis=2)
         if value.head_axis == 2 and tuple(after) == (*before[:2], before[2] * before[3]):
             return replace(value, head_axis=None)
         self.materialised(source)
         value = self.values[source]
-        splits = node.target not in _SQUEEZING and len(before) == 3 and value.axis == 2
-        if splits and len(after) == 4 and tuple(before) == (*after[:2], after[2] * after[3]):
-            return replace(value, head_axis=2)
         if value.flattened is not None or not value.axis:
             raise self.unsupported(node, " on what was flattened, or on tokens")
         pixels = [n for axis, n in enumerate(before) if axis not in (0, value.axis)]
@@ -402,6 +410,7 @@ class Importer:
                 window=window,
                 key=self.keys[node.args[1]].removesuffix(_ORIGINAL).removesuffix(".weight"),
                 columns=None if whole else (start, weight.shape[1]),
+                rows=self._rows.get(node.args[1]),
             )
             terms.append(term.normal())
             start += channels
@@ -560,7 +569,8 @@ def _exported(model: nn.Module, example: Tensor) -> ExportedProgram:
         with warnings.catch_warnings():
             # About how recurrent layers keep their weights; the user can do nothing about it.
             warnings.simplefilter("ignore")
-            return torch.export.export(model, (example,))
+            with batch_first_attention(model):
+                return torch.export.export(model, (example,))
     except Exception as error:
         first = str(error).strip().splitlines()
         raise GshwError(

@@ -187,12 +187,14 @@ def _columns(
         own = projections[term.key].mask
         n_taps = weights.shape[1] if term.tap is None else 1
         start, total = term.columns or (0, weights.shape[2])
-        shape = (weights.shape[0], n_taps, total)
+        first, n_rows = term.rows or (0, weights.shape[0])
+        shape = (n_rows, n_taps, total)
         if own.size != math.prod(shape):
             raise GshwError(
                 f"layer {term.key!r}: mask must have {math.prod(shape)} elements, not {own.size}"
             )
-        own = own.reshape(shape)[:, :, start : start + weights.shape[2]]
+        rows = slice(first, first + weights.shape[0])
+        own = own.reshape(shape)[rows, :, start : start + weights.shape[2]]
         mask = _in_window(term, own)
         weights = np.where(mask, weights, 0.0)
     return _Columns(term, weights * tensor.scale, mask)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from gshw.network.graph import Source
 from pruning.networks.affine import Affine
 
 
@@ -21,6 +22,8 @@ class Value:
         Channels and pixels (c, h, w) that torch has made one axis.
     is_state
         Of a recurrent layer: only another one can read it.
+    selection
+        Some channels of a tensor, where the affine is just that.
     head_axis
         Of the heads that the channels of a sequence are split into, before the last axis of
         torch's shape: 2 beside it, 1 before the steps. Only attention can read the latter.
@@ -34,4 +37,5 @@ class Value:
     flattened: tuple[int, int, int] | None = None
     pieces: tuple[str, ...] = ()
     is_state: bool = False
+    selection: Source | None = None
     head_axis: int | None = None
