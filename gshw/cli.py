@@ -15,7 +15,7 @@ from gshw.artefact import archive_format, load_model
 from gshw.cli_parser import build_parser
 from gshw.config import Config, load_config
 from gshw.errors import GshwError
-from gshw.files import check_output_file
+from gshw.files import check_output_file, check_output_files
 from gshw.golden import check_activations
 from gshw.image import LayerImage, save_image
 from gshw.network.artefact import FORMAT as NETWORK_FORMAT
@@ -107,6 +107,7 @@ def _explain_network(arguments: argparse.Namespace, console: Console, config: Co
         from pruning.runs.options import check_plot
 
         check_plot(arguments.plot)
+        check_output_files(arguments.json, arguments.plot)
     profile = explain_network_command(arguments, console, config)
     if arguments.plot is not None:
         from pruning.networks.plots import plot_profile

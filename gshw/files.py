@@ -27,6 +27,24 @@ def check_output_file(path: Path | None) -> None:
         raise GshwError(f"{path}: cannot be written: Permission denied")
 
 
+def check_output_files(*paths: Path | None) -> None:
+    """The same for several files, of which no two may be one.
+
+    Raises
+    ------
+    GshwError
+        As :func:`check_output_file`, and for a file that is given twice.
+    """
+    seen: set[Path] = set()
+    for path in paths:
+        check_output_file(path)
+        if path is None:
+            continue
+        if path.resolve() in seen:
+            raise GshwError(f"{path}: cannot be written twice")
+        seen.add(path.resolve())
+
+
 def check_output_folder(folder: Path | None, *, force: bool) -> None:
     """Refuse a folder that is not empty, unless forced; None is no folder.
 

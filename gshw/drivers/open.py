@@ -106,6 +106,20 @@ def _open_simulated(
     return accelerator(config, library, **options)
 
 
+def check_device(spec: str) -> None:
+    """Refuse a text that names no kind of back end, before any work.
+
+    Raises
+    ------
+    GshwError
+        With the kinds that there are.
+    """
+    kind, colon, _ = spec.partition(":")
+    kinds = {text.partition(":")[:2] for text in SPECS}
+    if (kind, colon) not in kinds:
+        raise GshwError(f"device must be one of {', '.join(SPECS)}, not {spec!r}")
+
+
 def open_accelerator(
     spec: str,
     config: Config,
@@ -127,6 +141,7 @@ def open_accelerator(
     GshwError
         For another text, and when there is no core for this config behind it.
     """
+    check_device(spec)
     n_bytes = max(n_bytes, DEFAULT_MEMORY_BYTES)
     kind, colon, rest = spec.partition(":")
     openers = {"uart": _open_uart, "mem": _open_mem, "uio": _open_uio}
@@ -136,6 +151,4 @@ def open_accelerator(
         from gshw.drivers.golden import GoldenAccelerator
 
         return GoldenAccelerator(config, n_bytes=n_bytes)
-    if spec in ("sim", "sim-stream", "sim-uart"):
-        return _open_simulated(spec, config, top_verilog, n_bytes)
-    raise GshwError(f"device must be one of {', '.join(SPECS)}, not {spec!r}")
+    return _open_simulated(spec, config, top_verilog, n_bytes)

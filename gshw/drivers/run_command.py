@@ -15,9 +15,9 @@ from rich.table import Table
 from gshw import golden
 from gshw.config import Config
 from gshw.drivers.layers import run_layer
-from gshw.drivers.open import open_accelerator
+from gshw.drivers.open import check_device, open_accelerator
 from gshw.encoding import EncodedLayer
-from gshw.files import check_output_file, write_atomically
+from gshw.files import check_output_files, write_atomically
 from gshw.report import print_wide, write_record
 from gshw.simulate import chain_input, random_activations
 from gshw.top import Top
@@ -70,8 +70,8 @@ def run_command(
     GshwError
         For bad input, layers that do not follow each other, and a device that fails.
     """
-    check_output_file(arguments.output)
-    check_output_file(arguments.json)
+    check_output_files(arguments.output, arguments.json)
+    check_device(arguments.device)
     first = next(iter(layers.values()))
     # Bad input is refused before the device is opened, which may take a while.
     codes = _first_input(arguments, config, first, given)

@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from gshw.config import Config
-from gshw.drivers.open import open_accelerator
+from gshw.drivers.open import check_device, open_accelerator
 from gshw.drivers.simulated import MemoryModel, SimulatedAccelerator
 from gshw.errors import GshwError
-from gshw.files import check_output_file, write_atomically
+from gshw.files import check_output_files, write_atomically
 from gshw.network.artefact import load_network
 from gshw.network.compile import CompiledNetwork, compile_network
 from gshw.network.execute import execute
@@ -228,8 +228,8 @@ def run_network_command(
     GshwError
         For bad input, and a device that fails.
     """
-    check_output_file(arguments.output)
-    check_output_file(arguments.json)
+    check_output_files(arguments.output, arguments.json)
+    check_device(arguments.device)
     part = part_asked_for(arguments)
     compiled = load_network(arguments.model, config)
     data = run_and_compare(

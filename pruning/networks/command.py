@@ -12,9 +12,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from gshw.config import Config, load_config
+from gshw.drivers.open import check_device
 from gshw.drivers.simulated import MemoryModel
 from gshw.errors import GshwError
-from gshw.files import check_output_file
+from gshw.files import check_output_files
 from gshw.network.artefact import save_network
 from gshw.network.commands import run_and_compare
 from gshw.network.compile import compile_network
@@ -119,9 +120,10 @@ def compile_command(
     GshwError
         For a model, weights, samples, a recipe or a config that cannot be used.
     """
-    check_output_file(arguments.output)
-    check_output_file(arguments.json)
     check_plot(arguments.plot)
+    check_output_files(arguments.output, arguments.json, arguments.plot)
+    if arguments.run is not None:
+        check_device(arguments.run)
     config = load_config(arguments.config)
     recipe = _recipe(arguments)
     seed = arguments.seed

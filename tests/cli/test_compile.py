@@ -231,6 +231,29 @@ def test_options_of_pruning_without_it(refused, factory, tmp_path):
         assert text == f"{option} is about pruning: needs --sparsity or --recipe"
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--json", "net.safetensors"], "net.safetensors: cannot be written twice"),
+        (["--plot", "a.png", "--json", "./a.png"], "a.png: cannot be written twice"),
+        (
+            ["--run", "simm"],
+            "device must be one of golden, sim, sim-stream, sim-uart, uart:PORT[:BAUD], "
+            "mem:REGISTERS,MEMORY,BYTES, uio:PORT,FILE,MEMORY,BYTES, not 'simm'",
+        ),
+        (["--run", "golden:"], "device must be one of golden, sim, sim-stream, sim-uart, uart:"),
+    ],
+)
+def test_what_is_wrong_before_the_work(refused, factory, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    text = refused(
+        "compile", f"{factory}:chain", "--config", "tiny", "--input-shape", "4,3,3",
+        "-o", "net.safetensors", *options,
+    )  # fmt: skip
+    assert text.startswith(message)
+    assert not (tmp_path / "net.safetensors").exists()
+
+
 def test_no_calibration(refused, factory, tmp_path):
     text = refused(
         "compile", f"{factory}:chain", "--config", "tiny", "-o", tmp_path / "x.safetensors"
