@@ -39,6 +39,8 @@ from gshw.simulate import (
 
 USER_ERROR = 2
 MISMATCH = 1
+DEFAULT_SAMPLES = 4
+"""Input samples of layers, where nothing is said."""
 
 
 def _info(arguments: argparse.Namespace, console: Console) -> int:
@@ -67,6 +69,8 @@ def _generate(arguments: argparse.Namespace, console: Console) -> int:
 
 def _selected(arguments: argparse.Namespace, config: Config) -> dict:
     layers = load_model(arguments.model, config.engine).layers
+    if arguments.samples is None:
+        arguments.samples = DEFAULT_SAMPLES
     if arguments.layer is None:
         return layers
     if arguments.layer not in layers:
@@ -76,10 +80,19 @@ def _selected(arguments: argparse.Namespace, config: Config) -> dict:
     return {arguments.layer: layers[arguments.layer]}
 
 
+def _is_network(arguments: argparse.Namespace) -> bool:
+    """Whether the model is a compiled network, whose samples were decided by ``gshw compile``."""
+    if archive_format(arguments.model) != NETWORK_FORMAT:
+        return False
+    if arguments.samples is not None:
+        raise GshwError(f"{arguments.model}: samples are those it was compiled for, no --samples")
+    return True
+
+
 def _explain(arguments: argparse.Namespace, console: Console) -> int:
     check_output_file(arguments.json)
     config = load_config(arguments.config)
-    if archive_format(arguments.model) == NETWORK_FORMAT:
+    if _is_network(arguments):
         return _explain_network(arguments, console, config)
     if arguments.plot is not None:
         raise GshwError("--plot is for compiled networks")
@@ -142,7 +155,7 @@ def _simulate(arguments: argparse.Namespace, console: Console) -> int:
 
     config = load_config(arguments.config)
     engine = config.engine
-    if archive_format(arguments.model) == NETWORK_FORMAT:
+    if _is_network(arguments):
         return _simulate_network(arguments, console, config)
     _refuse_parts(arguments)
     layers = _selected(arguments, config)
@@ -306,7 +319,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
 
     config = load_config(arguments.config)
     given = None if arguments.input is None else _load_array(arguments.input)
-    if archive_format(arguments.model) == NETWORK_FORMAT:
+    if _is_network(arguments):
         from gshw.network.commands import run_network_command
 
         same = run_network_command(arguments, console, config, given, cached_top_verilog)

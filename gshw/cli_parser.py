@@ -68,10 +68,12 @@ def build_parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text)
 
     def add_model(command: argparse.ArgumentParser, *, layer_required: bool = False) -> None:
-        command.add_argument("model", type=Path, metavar="MODEL", help="encoded .safetensors")
+        command.add_argument(
+            "model", type=Path, metavar="MODEL", help=".safetensors: encoded layers or a network"
+        )
         command.add_argument("--config", required=True, help="TOML file or preset")
         command.add_argument("--layer", required=layer_required, help="only this layer")
-        command.add_argument("--samples", type=_positive, default=4, help="input samples (4)")
+        command.add_argument("--samples", type=_positive, help="input samples of layers (4)")
 
     def add_part(command: argparse.ArgumentParser) -> None:
         command.add_argument(

@@ -190,9 +190,9 @@ class EngineConfig:
                 self.activation_tables,
             )
             _require(
-                self.row_buffer_depth <= 32768,
+                self.row_buffer_depth < 32768,
                 "row_buffer_depth",
-                "must be at most 32768 with activation_tables",
+                "must be below 32768 with activation_tables",
                 self.row_buffer_depth,
             )
 
@@ -256,9 +256,12 @@ class EngineConfig:
 
     @property
     def table_base(self) -> int:
-        """Where loads of records go to the activation tables: their first word's address."""
+        """Where loads of records go to the activation tables: their first word's address.
+
+        A power of two, above the row buffer's depth: a run of records cannot reach it.
+        """
         last = self.activation_tables * self.table_words - 1
-        return 1 << max(self.record_address_width, last.bit_length())
+        return 1 << max(self.row_buffer_depth.bit_length(), last.bit_length())
 
     @property
     def record_load_width(self) -> int:

@@ -153,8 +153,8 @@ void gshw_read_output(void* handle, uint32_t address, uint32_t n, uint32_t n_lim
 
 // command: config_hash, group_base, n_groups, record_base, n_records, read_base, write_base,
 // counts less 1, read steps, write steps, signed_input, low, high, continues, and maximum and table
-// where the engine has them. Returns 0, or 1 for a refused command, 2 when limit cycles were not enough, 3 when
-// a bundle drained without records, 4 for an address error.
+// where the engine has them. Returns 0, or 1 for a refused command, 2 when limit cycles were not
+// enough, 3 when a bundle drained without records, 4 for an address error.
 int gshw_run(void* handle, const uint32_t* command, uint64_t limit, uint32_t* counters) {
     auto* h = static_cast<Harness*>(handle);
     auto* top = h->top.get();

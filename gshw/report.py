@@ -93,13 +93,15 @@ def pattern_drawing(config: EngineConfig) -> str:
 
 
 def memory_bits(config: EngineConfig) -> dict[str, int]:
-    """Bits of every on-chip memory."""
+    """Bits of every on-chip memory; every code that is drained at a time has its own tables."""
+    n_copies = config.drain_rows * config.columns
+    table = config.activation_tables * config.activation_width << config.activation_width
     return {
         "scratchpad": config.lanes * config.bank_width * config.bank_depth,
         "output buffer": config.lanes * config.bank_width * config.output_depth,
         "group buffer": word_width(group_fields(config)) * config.group_buffer_depth,
         "row buffer": word_width(record_fields(config)) * config.row_buffer_depth,
-    }
+    } | ({"activation tables": n_copies * table} if config.activation_tables else {})
 
 
 def config_info(config: Config) -> dict:

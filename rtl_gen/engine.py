@@ -118,6 +118,7 @@ class Engine(wiring.Component):
             accept.eq(self.command.valid & self.command.ready),
         ]
         foreign, empty = Signal(reset_less=True), Signal(reset_less=True)
+        has_tables, no_table = config.activation_tables > 0, Signal(reset_less=True)
         group_end = Signal(config.group_address_width + 2, reset_less=True)
         record_end = Signal(config.record_address_width + 2, reset_less=True)
         refused_hash, refused_range, refused = Signal(), Signal(), Signal()
@@ -133,11 +134,12 @@ class Engine(wiring.Component):
             accepted.eq(accept),
             foreign.eq(offered.config_hash != config.hash32),
             empty.eq(offered.n_groups == 0),
+            *([no_table.eq(offered.table > config.activation_tables)] if has_tables else []),
             refused_hash.eq(accepted & foreign),
             refused_range.eq(
                 accepted
                 & (
-                    empty
+                    (empty | no_table if has_tables else empty)
                     | (group_end > config.group_buffer_depth)
                     | (record_end > config.row_buffer_depth)
                 )

@@ -85,9 +85,12 @@ def bench_tasks(seed: int, progress: Progress) -> tuple[Table, dict]:
 
 
 def bench_trained(
-    progress: Progress, names: Collection[str] = ()
+    progress: Progress, networks: Collection[str]
 ) -> tuple[list[Table], list[dict], list[str]]:
-    """The trained tasks as whole networks: float, pruned, integers, RTL, and cycles."""
+    """The trained tasks as whole networks: float, pruned, integers, RTL, and cycles.
+
+    ``networks`` names those of other parts and changes nothing.
+    """
     config = load_config("v16x4")
     library = build_library(cached_top_verilog(config, Top.AXI), top=Top.AXI)
     cases = plan_cases(
@@ -119,7 +122,7 @@ def bench_trained(
         told = f"{row.task}, {row.pattern} at {100 * row.sparsity:g} %"
         if worse and cost > goal:
             missed.append(f"{told}: integers cost {cost:.4f} {metric.unit}, goal {goal:.4f}")
-        if not row.same:
+        if row.same is False:
             missed.append(f"{told}: RTL differs from the executor or the cycle law")
     return [network_table(rows)], found, missed
 

@@ -172,6 +172,7 @@ def test_keys_tell_cases_apart():
         case_of("gs-k1-scatter", config=other),
         case_of("gs-k1-scatter", is_whole=True),
         case_of("gs-k1-scatter", is_whole=True, library=Path("x")),
+        case_of("gs-k1-scatter", is_whole=True, library=Path("y")),
     ]
     keys = [hash_of(case.key()) for case in [base, *variants]]
     assert len(set(keys)) == len(keys)
@@ -327,6 +328,16 @@ def many() -> list[Case]:
     return plan_cases(
         CONFIG, ["lstm", "digits"], ["unstructured", "gs-k16*"], [0.9, 0.5], [0, 1], True
     )
+
+
+def test_whole_networks_change_other_cases_as_little_as_patterns_do():
+    """Only cases of whole networks depend on how networks are made."""
+    modules = ("pruning.comparison.cases",)
+    code_version.cache_clear()
+    both = code_version((*modules, "pruning.comparison.whole"))
+    assert code_version(modules) != both
+    whole = [case_of("unstructured", is_whole=each).key()["code"] for each in (False, True)]
+    assert whole[0] != whole[1]
 
 
 def test_plan():

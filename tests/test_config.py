@@ -44,8 +44,8 @@ BROKEN = [
         "activation_tables must be 0 with activation_width = 16, not 1",
     ),
     (
-        {"activation_tables": 1, "row_buffer_depth": 32769},
-        "row_buffer_depth must be at most 32768 with activation_tables, not 32769",
+        {"activation_tables": 1, "row_buffer_depth": 32768},
+        "row_buffer_depth must be below 32768 with activation_tables, not 32768",
     ),
     ({"rows": 3}, "rows must be a power of two that divides lanes = 4, not 3"),
     ({"rows": 8}, "rows must be a power of two that divides lanes = 4, not 8"),

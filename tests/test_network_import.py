@@ -18,6 +18,7 @@ from gshw.quantise import quantise_activations
 from pruning.networks.affine import Affine, Term, Window, added, skip
 from pruning.networks.importer import import_model
 from pruning.networks.integers import quantise_network
+from pruning.networks.module import IntegerNetwork
 from pruning.patterns.pattern import Projection
 from tests.test_network import compare
 
@@ -452,6 +453,8 @@ class Arithmetic(nn.Module):
                 return y / self.a(x)
             case "wider":
                 return y[:, :, :1] + torch.zeros(5, 5)
+            case "nothing":
+                return y[:, :, 3:2]
             case "sample":
                 return y[0]
             case "channels":
@@ -468,12 +471,54 @@ class Arithmetic(nn.Module):
         ("divide", "div.Tensor", " by anything but a constant"),
         ("wider", "add.Tensor", " of two shapes"),
         ("channels", "slice.Tensor", " of single channels"),
+        ("nothing", "slice.Tensor", " of nothing"),
         ("sample", "select.int", " along the samples, or of what was flattened"),
     ],
 )
 def test_arithmetic_that_is_not_supported(kind, operator, message):
     with raises(f"operator {operator} at the top of the model is not supported{message}"):
         import_model(Arithmetic(kind).eval(), torch.randn(2, 3, 5, 5))
+
+
+def test_constants_keep_their_rare_values():
+    """They are known exactly, so no percentile cuts them."""
+
+    class Rare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Conv2d(1, 1, 1)
+            self.constant = nn.Buffer(torch.zeros(120, 120))
+            self.constant[60, 60] = 4.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x).relu() + self.constant
+
+    x = torch.randn(1, 1, 120, 120)
+    network = quantise_network(ENGINE, import_model(Rare().eval(), x))
+    found = execute(ENGINE, network, {"input": input_codes(network, x)})
+    name = next(name for name in found if name.endswith(".constant"))
+    assert found[name].max() * network.tensors[name].scale == pytest.approx(4.0, rel=0.01)
+
+
+def test_constants_of_flat_tensors():
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 4)
+            self.factors = nn.Buffer(torch.rand(8) + 0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a((x - 0.5) / 0.3) * self.factors + self.factors) * 2.0 + 1.0
+
+    torch.manual_seed(0)
+    model, x = Flat().eval(), torch.randn(32, 6)
+    floats = import_model(model, x)
+    network = quantise_network(ENGINE, floats)
+    with torch.no_grad():
+        wanted = model(x)
+        found = IntegerNetwork(ENGINE, network, floats.layouts)(x)
+    assert (found - wanted).abs().max() < 0.05 * wanted.abs().max()
+    assert len(network.nodes) <= 3
 
 
 def test_functions_of_what_was_flattened():

@@ -114,6 +114,40 @@ def test_a_gru_cell_follows_torch():
     assert np.abs(outputs - 128 * wanted).max() < 1.6 and np.abs(outputs).max() > 100
 
 
+class GatedGru(nn.Module):
+    """A GRU between functions whose names are those of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 8)
+        self.gru = nn.GRU(8, 8, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).sigmoid()
+        return self.b(self.gru(y)[0]).tanh() * y
+
+
+def test_functions_beside_a_gru():
+    torch.manual_seed(0)
+    model, x = GatedGru().eval(), 3 * torch.randn(32, 4, 6)
+    floats = import_model(model, x)
+    network = quantise_network(CONFIG.engine, floats)
+    with torch.no_grad():
+        wanted = model(x)
+        found = IntegerNetwork(CONFIG.engine, network, floats.layouts)(x)
+    assert (found - wanted).abs().max() < 0.05 * wanted.abs().max()
+    assert len(network.tables) == 4
+
+
+def test_a_gru_of_sixteen_bits():
+    """Outputs are as fine as the states then."""
+    gates = np.zeros((1, 1, 1, 3), int)
+    sources = [gates, gates, np.full((1, 1, 1, 1), -30001)]
+    numbers = {"input": 1, "before": 1, "output_bits": 15}
+    outputs, found = gru_cell(sources, gru_tables(), numbers)
+    assert outputs.item() == found.item() == -15000
+
+
 def test_gru_outputs_saturate():
     gates = np.full((1, 1, 1, 3), 127)
     sources = [gates, 0 * gates, np.full((1, 1, 1, 1), 32768)]
@@ -353,6 +387,7 @@ class Other(nn.Module):
         self.kind = kind
         self.embed = nn.Embedding(9, 8)
         self.lstm = nn.LSTM(8, 8, batch_first=kind != 0)
+        self.gru = nn.GRU(8, 8, batch_first=True)
         self.linear = nn.Linear(8, 4)
         self.conv = nn.Conv1d(8, 8, 1)
         self.zeros = nn.Buffer(torch.zeros(1, 1, 8))
@@ -375,6 +410,12 @@ class Other(nn.Module):
             case 8:
                 h, c = self.lstm(x)[1]
                 return self.lstm(x, (c, h))[0]
+            case 12:
+                return self.gru(x, self.lstm(x)[1][0])[0]
+            case 13:
+                return self.lstm(x, (self.lstm(x)[1][0], self.zeros))[0]
+            case 14:
+                return functional.scaled_dot_product_attention(x, x, self.zeros.expand(1, 8, 8))
             case 9:
                 return self.lstm(self.conv(x.transpose(1, 2)))[0]
             case 10:
@@ -399,6 +440,9 @@ class Other(nn.Module):
         ),
         (7, "getitem_1: the state of a recurrent layer may only go into another one"),
         (8, "operator lstm.input in 'lstm' is not supported but with all states of one "),
+        (12, "operator gru.input in 'gru' is not supported but with all states of one such layer"),
+        (13, "operator lstm.input in 'lstm' is not supported but with all states of one such "),
+        (14, "expand must be computed from the input, not be a constant"),
         (9, "operator lstm.input in 'lstm' is not supported along an axis of pixels"),
         (
             10,

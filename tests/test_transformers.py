@@ -14,7 +14,7 @@ from gshw.encoding import decode_weights
 from gshw.errors import GshwError
 from gshw.network.execute import execute
 from gshw.network.graph import HostNode
-from gshw.network.host import attention, exponentials, integer_root, layer_norm
+from gshw.network.host import attention, exponentials, integer_root, layer_norm, norm_numbers
 from gshw.quantise import to_fixed
 from pruning.networks.importer import import_model
 from pruning.networks.integers import quantise_network
@@ -46,16 +46,22 @@ def test_roots_are_exact():
     assert np.array_equal(integer_root(squares[roots > 0] - 1), roots[roots > 0] - 1)
 
 
-@pytest.mark.parametrize("n_channels", [1, 5, 768, 4096])
-def test_a_layer_norm_follows_its_definition(n_channels):
-    """Also for the widest codes, where no intermediate may overflow."""
+@pytest.mark.parametrize(
+    ("n_channels", "width", "epsilon"),
+    [(1, 8, 40), (5, 8, 40), (768, 8, 40), (4096, 8, 0), (5, 16, 40), (1024, 16, 1 << 60)],
+)
+def test_a_layer_norm_follows_its_definition(n_channels, width, epsilon):
+    """Also for the widest codes and norms, where no intermediate may overflow."""
     rng = np.random.default_rng(n_channels)
-    codes = rng.integers(-128, 128, (3, 1, 4, n_channels))
-    codes[0, 0, 0] = np.where(np.arange(n_channels) % 2, 127, -128)
+    high = (1 << (width - 1)) - 1
+    codes = rng.integers(-high - 1, high + 1, (3, 1, 4, n_channels))
+    codes[0, 0, 0] = np.where(np.arange(n_channels) % 2, high, -high - 1)
     codes[0, 0, 1] = 7
     gain, offset = rng.integers(-(1 << 15), 1 << 15, (2, n_channels))
-    shift, epsilon = 21, 40
-    numbers = {"epsilon": epsilon, "shift": shift, "low": -128, "high": 127}
+    shift = 21
+    numbers = norm_numbers(n_channels, width, epsilon)
+    epsilon = numbers["epsilon"]
+    numbers |= {"shift": shift, "low": -128, "high": 127}
     (found,) = layer_norm([codes], [gain, offset << 4], numbers)
     for place in np.ndindex(3, 1, 4):
         x = [int(code) for code in codes[place]]
@@ -63,10 +69,22 @@ def test_a_layer_norm_follows_its_definition(n_channels):
         variance = sum((value - mean) ** 2 for value in x) / n_channels
         deviation = math.sqrt(variance + epsilon / n_channels**3)
         for channel in range(0, n_channels, 1 + n_channels // 50):
-            normal = (x[channel] - mean) / deviation
+            normal = (x[channel] - mean) / deviation if deviation else 0.0
             exact = normal * gain[channel] / 2**9 + offset[channel] / 2**17
             wanted = min(max(exact, -128), 127)
             assert abs(found[*place, channel] - wanted) < 0.75, (place, channel)
+
+
+@pytest.mark.parametrize(
+    ("n_channels", "width", "epsilon", "message"),
+    [
+        (2048, 16, 1, "a layer norm over 2048 channels of 16 bits is beyond 64-bit integers"),
+        (8, 8, 1 << 61, "epsilon is far beyond the variance of any codes at this scale"),
+    ],
+)
+def test_norms_that_64_bits_do_not_hold(n_channels, width, epsilon, message):
+    with raises(message):
+        norm_numbers(n_channels, width, epsilon)
 
 
 def test_heads_and_causes_follow_torch():
@@ -204,12 +222,37 @@ def test_a_gain_that_is_not_finite():
         quantise_network(ENGINE, floats)
 
 
-def test_one_head_needs_no_split():
+@pytest.mark.parametrize("n_heads", [1, 2, 8])
+def test_any_number_of_heads(n_heads):
     torch.manual_seed(0)
-    model = SelfAttention(8, 2).eval()
+    model = SelfAttention(8, n_heads).eval()
     x = torch.randn(16, 5, 8)
     with torch.no_grad():
         assert (as_integers(model, x)(x) - model(x)).abs().max() < 0.1 * model(x).abs().max()
+
+
+class Placed(nn.Module):
+    """Positions as GPT has them, and as one row per sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(9, 8), nn.Embedding(6, 8)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        places = torch.arange(tokens.shape[1])
+        x = self.words(tokens) + self.places(places)
+        return self.fc(x + self.places(places[None].expand(len(tokens), -1)))
+
+
+@pytest.mark.parametrize("n_samples", [1, 3])
+def test_constant_positions(n_samples):
+    torch.manual_seed(0)
+    model, tokens = Placed().eval(), torch.randint(9, (n_samples, 6))
+    with torch.no_grad():
+        wanted = model(tokens)
+        found = as_integers(model, tokens)(tokens)
+    assert (found - wanted).abs().max() < 0.1 * wanted.abs().max()
 
 
 class Translator(nn.Module):

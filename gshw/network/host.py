@@ -24,8 +24,6 @@ CELL_TABLE_BITS = 12
 EXPONENT_STEPS = 16
 """Entries of the table of exponentials per unit of the exponent."""
 EXPONENT_ENTRIES = 256
-
-
 ARGUMENT_BITS = 8
 """Fractional bits of what a GRU's sigmoids and tangents are taken of; it is within +-8."""
 ARGUMENT_LIMIT = 1 << (3 + ARGUMENT_BITS)
@@ -34,12 +32,12 @@ SCALE_BITS = 16
 NORM_BITS = 12
 """Fractional bits of a value less its mean, by the standard deviation."""
 ROOT_BITS = 10
-"""Of the standard deviation."""
+"""Of the standard deviation, where 64-bit integers leave so many."""
 
 
 def round_shift(values: Codes, shift: int) -> Codes:
     """``values / 2 ** shift`` to the nearest integer, ties up."""
-    return (values + (1 << (shift - 1))) >> shift
+    return values if not shift else (values + (1 << (shift - 1))) >> shift
 
 
 def lstm_cell(
@@ -143,18 +141,47 @@ def layer_norm(
         Gain, of ``shift - NORM_BITS`` fractional bits of a code, and offset, of ``shift``; shape
         (channels,) each.
     numbers
-        ``epsilon``: added to the sum of squares, at least 1. ``shift``. ``low``, ``high``: clamp.
+        ``epsilon``, ``root_bits``: from :func:`norm_numbers`. ``shift``. ``low``, ``high``: clamp.
     """
     codes = sources[0]
     n_channels = codes.shape[3]
     less_mean = n_channels * codes - codes.sum(axis=3, keepdims=True)
     squares = (less_mean * less_mean).sum(axis=3, keepdims=True) + numbers["epsilon"]
-    root = np.maximum(integer_root((squares // n_channels) << (2 * ROOT_BITS)), 1)
-    scaled = less_mean << (ROOT_BITS + NORM_BITS)
+    root_bits = numbers["root_bits"]
+    root = np.maximum(integer_root((squares // n_channels) << (2 * root_bits)), 1)
+    scaled = less_mean << (root_bits + NORM_BITS)
     normal = (2 * scaled + root) // (2 * root)
     shift = numbers["shift"]
     found = round_shift(normal * tables[0] + tables[1], shift)
     return [np.clip(found, numbers["low"], numbers["high"])]
+
+
+def norm_numbers(n_channels: int, activation_width: int, epsilon: int) -> dict[str, int]:
+    """Numbers of a layer norm whose integers fit 64 bits, whatever the codes.
+
+    Parameters
+    ----------
+    epsilon
+        That is added to the sum of squares; at least 1 is.
+
+    Raises
+    ------
+    GshwError
+        For too many channels, or an epsilon far beyond any variance.
+    """
+    # Of a value less its mean, times the channels; a variance is at most a quarter of its square.
+    width = ((n_channels << activation_width) - 1).bit_length()
+    if 2 * width - 2 + (n_channels - 1).bit_length() > 61:
+        raise GshwError(
+            f"a layer norm over {n_channels} channels of {activation_width} bits is beyond 64-bit "
+            "integers"
+        )
+    if epsilon >= 1 << 61:
+        raise GshwError("epsilon is far beyond the variance of any codes at this scale")
+    epsilon = max(1, epsilon)
+    largest = max(2 * width - 2, (epsilon // n_channels).bit_length()) + 1
+    root_bits = min(ROOT_BITS, (62 - largest) // 2)
+    return {"epsilon": epsilon, "root_bits": root_bits}
 
 
 def integer_root(values: Codes) -> Codes:
@@ -297,7 +324,7 @@ FUNCTIONS: dict[str, Function] = {
 NEEDS: dict[str, tuple[int, int, int, frozenset[str]]] = {
     "lstm_cell": (2, 2, 3, frozenset(("low", "output_bits"))),
     "gru_cell": (3, 2, 2, frozenset(("input", "before", "output_bits"))),
-    "layer_norm": (1, 1, 2, frozenset(("epsilon", "shift", "low", "high"))),
+    "layer_norm": (1, 1, 2, frozenset(("epsilon", "root_bits", "shift", "low", "high"))),
     "constant": (1, 1, 1, frozenset()),
     "embedding": (1, 1, 1, frozenset()),
     "argmax": (1, 1, 0, frozenset()),

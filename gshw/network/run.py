@@ -59,7 +59,7 @@ def checked_inputs(
 def run_network(
     accelerator: Accelerator, compiled: CompiledNetwork, inputs: Mapping[str, NDArray]
 ) -> NetworkRun:
-    """Place programs, weights and inputs in memory, run them and the host nodes, read all tensors.
+    """Place programs, weights and inputs in memory, run them and the host nodes, read what remains.
 
     Counters are those of all programs together.
 

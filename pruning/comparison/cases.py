@@ -105,7 +105,8 @@ class Case:
             "learning_rate": task.learning_rate,
             "quick": self.quick,
             "code": code_version(tuple(modules)),
-            **({"whole": "law" if self.library is None else "RTL"} if self.is_whole else {}),
+            # The library's name is made of the Verilog's hash.
+            **({"whole": self.library and self.library.name} if self.is_whole else {}),
         }
 
     def recipe(self):
@@ -121,8 +122,8 @@ def hash_of(key: Mapping[str, Any]) -> str:
 
 # --- what code a result depends on ----------------------------------------------------------------
 
-_REGISTRIES = ("pruning.patterns.registry",)
-"""Modules that know all patterns: a case depends on the one that it uses."""
+_APART = ("pruning.patterns.registry", "pruning.comparison.whole")
+"""Modules that most cases do not depend on: those of all patterns, and of whole networks."""
 
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -143,7 +144,8 @@ def code_version(modules: tuple[str, ...], root: Path = _ROOT) -> str:
     while waiting:
         name = waiting.pop()
         path = root.joinpath(*name.split(".")).with_suffix(".py")
-        if name in seen or name in _REGISTRIES or not path.is_file():
+        apart = name in _APART and name not in modules
+        if name in seen or apart or not path.is_file():
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         waiting += _imported(tree)

@@ -299,6 +299,8 @@ def compare_command(
         Verilog of a top module, for runs in RTL.
     """
     config = load_config(arguments.config)
+    if arguments.whole and arguments.scheduler is not None:
+        raise GshwError("--whole runs in RTL on this machine: not with --scheduler")
     quick = arguments.quick
     sparsities = _QUICK_SPARSITIES if quick else SPARSITIES
     seeds: Iterable[int] = _QUICK_SEEDS if quick else SEEDS
@@ -320,7 +322,7 @@ def compare_command(
     address = arguments.scheduler
     workers = local_workers(n_jobs) if address is None else cluster_workers(address)
     started = time.monotonic()
-    if arguments.whole and address is None:
+    if arguments.whole:
         library = build_library(top_verilog(config, Top.AXI), top=Top.AXI)
         cases = [replace(case, library=library) for case in cases]
     with workers as (executor, n_slots), progress_bar(console) as progress:

@@ -6,6 +6,7 @@ skip. When something else reads it, it becomes a node.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,14 @@ class Window:
 
 
 POINT = Window()
+
+
+def pair(value: Any, fill: int, *, flat: bool) -> Pair:
+    """A torch argument of one or two numbers as (height, width)."""
+    values = [value] if isinstance(value, int) else list(value)
+    if flat:
+        return fill, int(values[0])
+    return int(values[0]), int(values[-1])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,6 @@
-"""Sums, differences, products, constants, and parts of tensors."""
+"""Sums, differences, products and constants."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +8,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from gshw.network.graph import Source
 from pruning.networks.affine import Affine, added, skip
 from pruning.networks.builder import FIRST_INPUT
 from pruning.networks.values import Value
@@ -21,7 +19,7 @@ aten = torch.ops.aten
 
 
 class ArithmeticRules:
-    """Rules of an importer for ``+``, ``-``, ``*``, ``/`` and indexing."""
+    """Rules of an importer for ``+``, ``-``, ``*`` and ``/``."""
 
     def __init__(self, importer: "Importer") -> None:
         self._importer = importer
@@ -36,8 +34,6 @@ class ArithmeticRules:
             aten.rsub.Scalar: self._subtract_from,
             aten.mul.Tensor: self._multiply,
             aten.div.Tensor: self._divide,
-            aten.select.int: self._select,
-            aten.slice.Tensor: self._slice,
         }
 
     # --- sums ----------------------------------------------------------------------------------
@@ -86,7 +82,7 @@ class ArithmeticRules:
         """A bias where it is one number per channel, else a tensor of its own to add."""
         importer = self._importer
         value = self._to_change(node, source)
-        by_channel = constant.movedim(value.axis - 1, 0).flatten(1)
+        by_channel = _by_channel(constant, value)
         affine = value.affine if factor == 1 else _times(value.affine, factor)
         first = by_channel[:, :1]
         if torch.equal(by_channel, first.expand_as(by_channel)):
@@ -95,7 +91,10 @@ class ArithmeticRules:
         (height, width), channels = importer.shape(node, value.axis)
         values = by_channel.reshape(1, channels, height, width)
         name = f"{importer.name(node)}.constant"
-        self._graph.add_tensor(name, values.expand(len(importer.example), -1, -1, -1))
+        # Known exactly: no percentile.
+        everywhere = values.expand(len(importer.example), -1, -1, -1)
+        magnitude = float(values.abs().max())
+        self._graph.add_tensor(name, everywhere, magnitude=magnitude)
         table = values[0].permute(1, 2, 0).double().numpy()
         self._graph.add_host_node("constant", [FIRST_INPUT], name, table=table)
         sizes = {name: tensor.size for name, tensor in self._graph.tensors.items()}
@@ -126,7 +125,7 @@ class ArithmeticRules:
 
     def _scaled(self, node: fx.Node, source: fx.Node, factor: Tensor) -> Value:
         value = self._to_change(node, source)
-        by_channel = factor.movedim(value.axis - 1, 0).flatten(1)
+        by_channel = _by_channel(factor, value)
         first = by_channel[:, :1]
         if not torch.equal(by_channel, first.expand_as(by_channel)):
             raise self._importer.unsupported(node, " by a constant that differs between pixels")
@@ -179,66 +178,11 @@ class ArithmeticRules:
             raise importer.unsupported(node, " of two shapes")
         return value
 
-    # --- parts ---------------------------------------------------------------------------------
 
-    def _select(self, node: fx.Node) -> Value:
-        index = int(node.args[2])
-        n_places = self._importer.floats[node.args[0]].shape[node.args[1]]
-        index %= n_places
-        return self._part(node, slice(index, index + 1, 1), keeps_axis=False)
-
-    def _slice(self, node: fx.Node) -> Value:
-        importer = self._importer
-        n_places = importer.floats[node.args[0]].shape[importer.argument(node, 1, "dim", 0)]
-        given = [importer.argument(node, n, name) for n, name in ((2, "start"), (3, "end"))]
-        places = slice(*given, importer.argument(node, 4, "step", 1)).indices(n_places)
-        return self._part(node, slice(*places), keeps_axis=True)
-
-    def _part(self, node: fx.Node, places: slice, *, keeps_axis: bool) -> Value:
-        """Some pixels along one axis."""
-        importer = self._importer
-        source = node.args[0]
-        before = importer.floats[source].shape
-        axis = importer.argument(node, 1, "dim", 0) % len(before)
-        if keeps_axis and importer.floats[node].shape == before:
-            return importer.passed_on(node, source)
-        value = importer.value(source)
-        if axis == 0 or not value.axis or value.flattened is not None:
-            raise importer.unsupported(node, " along the samples, or of what was flattened")
-        name = importer.materialised(source)
-        if axis == value.axis:
-            return self._channels(node, name, places, keeps_axis=keeps_axis)
-        pixels = [other for other in range(1, len(before)) if other != value.axis]
-        place = pixels.index(axis) + 2 - len(pixels)
-        start, size, step = [0, 0], list(self._graph.tensors[name].size), [1, 1]
-        start[place], size[place], step[place] = (
-            places.start,
-            places.stop - places.start,
-            places.step,
-        )
-        whole = skip(name, self._graph.tensors[name].channels)
-        term = replace(
-            whole.terms[0],
-            start=(start[0], start[1]),
-            size=(size[0], size[1]),
-            step=(step[0], step[1]),
-        )
-        lost = not keeps_axis and axis < value.axis
-        return Value(replace(whole, terms=(term,)), None, value.axis - lost)
-
-    def _channels(self, node: fx.Node, name: str, places: slice, *, keeps_axis: bool) -> Value:
-        """Some channels that follow each other."""
-        if places.step != 1 or not keeps_axis:
-            raise self._importer.unsupported(node, " of single channels")
-        n_channels = places.stop - places.start
-        whole = skip(name, n_channels)
-        term = replace(whole.terms[0], first=places.start)
-        return Value(
-            replace(whole, terms=(term,)),
-            None,
-            self._importer.values[node.args[0]].axis,
-            selection=Source(name, first=places.start, channels=n_channels),
-        )
+def _by_channel(constant: Tensor, value: Value) -> Tensor:
+    """Values of one sample as (channels, pixels)."""
+    moved = constant.movedim(value.axis - 1, 0)
+    return moved.reshape(len(moved), -1)
 
 
 def _times(affine: Affine, factor: float) -> Affine:

@@ -32,15 +32,24 @@ class NetworkBuilder:
         self.nodes: list[FloatNode | FloatHostNode] = []
 
     def add_tensor(
-        self, name: str, values: Tensor, *, nonnegative: bool = False, fraction: bool = False
+        self,
+        name: str,
+        values: Tensor,
+        *,
+        nonnegative: bool = False,
+        fraction: bool = False,
+        magnitude: float | None = None,
     ) -> None:
-        """A tensor of the core's; values of shape (n_samples, channels, height, width)."""
+        """A tensor of the core's; values of shape (n_samples, channels, height, width).
+
+        Without a magnitude, that of the values.
+        """
         self.tensors[name] = FloatTensor(
             name=name,
             size=(values.shape[2], values.shape[3]),
             channels=values.shape[1],
             nonnegative=nonnegative,
-            magnitude=self.magnitude(values.numpy()),
+            magnitude=self.magnitude(values.numpy()) if magnitude is None else magnitude,
             values=values,
             fraction=fraction,
         )

@@ -198,6 +198,6 @@ def compile_command(
         data["run"] = run_and_compare(
             console, arguments.run, compiled, seed, top_verilog, model=memory
         )
-        same = not data["run"]["differs"]
+        same = not (data["run"]["differs"] or data["run"]["counters_differ"])
     write_record(arguments.json, config, arguments.raw, seed, data)
     return same

@@ -17,6 +17,7 @@ from gshw.network.host import (
     exponentials,
     gru_tables,
     lstm_tables,
+    norm_numbers,
 )
 from gshw.quantise import quantise_activations, to_fixed
 from pruning.networks.float_graph import FloatHostNode
@@ -73,22 +74,20 @@ class HostNodes:
             case "constant":
                 assert node.table is not None, "a constant has values"
                 scale, signed = target.scale, target.signed
-                self.tables[node.name] = quantise_activations(
-                    self._config, node.table, scale, signed
-                )
-                return (node.name,), {}
+                codes = quantise_activations(self._config, node.table, scale, signed)
+                return self._add_tables((node.name,), [codes]), {}
             case "layer_norm":
                 return self._layer_norm(node, sources[0], target)
             case "embedding":
                 return (self._embedding(node, target),), {}
             case "attention":
-                self.tables["exponentials"] = exponentials()
+                names = self._add_tables(("exponentials",), [exponentials()])
                 step = sources[0].scale * sources[1].scale * node.factor * EXPONENT_STEPS
-                return ("exponentials",), _fixed(step) | dict(node.numbers)
+                return names, _fixed(step) | dict(node.numbers)
             case "table":
-                self.tables[node.name] = codes_of(self._config, node, sources[0], target)
+                codes = codes_of(self._config, node, sources[0], target)
                 low, _ = self._config.activation_range(sources[0].signed)
-                return (node.name,), {"low": low}
+                return self._add_tables((node.name,), [codes]), {"low": low}
             case "multiply":
                 low, high = self._config.activation_range(target.signed)
                 step = sources[0].scale * sources[1].scale / target.scale
@@ -103,12 +102,12 @@ class HostNodes:
         low, high = self._config.activation_range(gates.signed)
         names = tuple(f"{kind} of {gates.scale!r}" for kind in ("sigmoid", "tanh"))
         names = (*names, "tanh of cells")
-        self.tables |= zip(names, lstm_tables(gates.scale, low, high), strict=True)
+        self._add_tables(names, lstm_tables(gates.scale, low, high))
         return names, {"low": low, "output_bits": self._config.activation_width - 1}
 
     def _gru(self, inner: Tensor, outer: Tensor) -> tuple[tuple[str, ...], dict[str, int]]:
-        names = ("sigmoid", "tanh")
-        self.tables |= zip(names, gru_tables(), strict=True)
+        names = ("sigmoid of GRUs", "tanh of GRUs")
+        self._add_tables(names, gru_tables())
         return names, {
             "input": round(inner.scale * 2.0 ** (ARGUMENT_BITS + SCALE_BITS)),
             "before": round(outer.scale * 2.0 ** (ARGUMENT_BITS + SCALE_BITS)),
@@ -129,12 +128,18 @@ class HostNodes:
         shift = NORM_BITS + gain_bits
         names = f"{node.name}.gain", f"{node.name}.offset"
         values = gain * 2.0**gain_bits, offset * 2.0**shift
-        self.tables |= {
-            name: np.rint(value).astype(np.int64) for name, value in zip(names, values, strict=True)
-        }
+        self._add_tables(names, [np.rint(value).astype(np.int64) for value in values])
         low, high = self._config.activation_range(target.signed)
         epsilon = round(node.epsilon * source.channels**3 / source.scale**2)
-        return names, {"epsilon": max(1, epsilon), "shift": shift, "low": low, "high": high}
+        numbers = norm_numbers(source.channels, self._config.activation_width, epsilon)
+        return names, numbers | {"shift": shift, "low": low, "high": high}
+
+    def _add_tables(self, names: tuple[str, ...], tables: list[NDArray]) -> tuple[str, ...]:
+        """Tables by name; nodes may share one, but not give one name to two."""
+        for name, table in zip(names, tables, strict=True):
+            known = self.tables.setdefault(name, table)
+            assert np.array_equal(known, table), f"two tables are called {name!r}"
+        return names
 
     def _embedding(self, node: FloatHostNode, target: Tensor) -> str:
         """One table, however many nodes look it up."""

@@ -48,12 +48,14 @@ class HostRules:
     def is_constant(self, node: fx.Node) -> bool:
         """Whether an embedding is a weight like any other: of constant tokens for all samples.
 
-        Of one sample that can be seen by several tokens only; one token is filled in instead.
+        A single token for as many samples as there are is filled in instead.
         """
         importer, tokens = self._importer, node.args[1]
         numbers = importer.floats[tokens]
-        several = len(importer.example) > 1 or len(numbers.unique()) > 1
-        return tokens not in importer.values and len(numbers) == 1 and several
+        if tokens in importer.values or not torch.equal(numbers, numbers[:1].expand_as(numbers)):
+            return tokens not in importer.values and numbers.ndim == 1
+        filled = len(numbers) == len(importer.example) and len(numbers.unique()) == 1
+        return numbers.ndim == 1 or not filled
 
     def _embedding(self, node: fx.Node) -> Value:
         importer = self._importer
@@ -100,6 +102,9 @@ class HostRules:
         if given != (None, 0) or node.kwargs.get("enable_gqa", False):
             raise importer.unsupported(node, " with a mask, dropout or groups")
         arguments = node.args[:3]
+        for argument in arguments:
+            if argument not in importer.values:
+                importer.value(argument)
         before = [importer.values[argument] for argument in arguments]
         shape = importer.floats[node].shape
         if len(shape) == 4 and all(value.head_axis == 1 for value in before):

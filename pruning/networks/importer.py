@@ -3,6 +3,8 @@
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import numpy as np
@@ -15,34 +17,18 @@ from torch.export.graph_signature import InputKind
 from gshw.errors import GshwError
 from gshw.quantise import RangeMethod, activation_range
 from pruning.checks import first_line
-from pruning.networks.affine import POINT, Affine, Pair, Term, Window, skip
+from pruning.networks.affine import POINT, Affine, Pair, Term, Window, pair, skip
 from pruning.networks.arithmetic import ArithmeticRules
 from pruning.networks.attention import batch_first_attention
 from pruning.networks.builder import FIRST_INPUT, NetworkBuilder
 from pruning.networks.float_graph import FloatNetwork, FloatNode, TorchLayout
 from pruning.networks.host_rules import HostRules
+from pruning.networks.pools import PoolRules
 from pruning.networks.recurrent import RecurrentRules
+from pruning.networks.shapes import ShapeRules
 from pruning.networks.values import Value
 
 aten = torch.ops.aten
-_PASSING = (
-    aten.dropout.default,
-    aten.dropout_.default,
-    aten.contiguous.default,
-    aten.clone.default,
-    aten.alias.default,
-    aten.detach.default,
-    aten.feature_dropout.default,
-)
-_SQUEEZING = (aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default)
-_SHAPING = (
-    aten.flatten.using_ints,
-    aten.view.default,
-    aten.reshape.default,
-    aten._unsafe_view.default,
-    *_SQUEEZING,
-)
-
 _CHANNELS_LAST = (
     aten.linear.default,
     aten.lstm.input,
@@ -53,14 +39,6 @@ _CHANNELS_LAST = (
 """Operators whose inputs have their channels in the last axis."""
 
 _ORIGINAL = ".parametrizations.weight.original"
-
-
-def _pair(value: Any, fill: int, *, flat: bool) -> Pair:
-    """A torch argument of one or two numbers as (height, width)."""
-    values = [value] if isinstance(value, int) else list(value)
-    if flat:
-        return fill, int(values[0])
-    return int(values[0]), int(values[-1])
 
 
 class Importer:
@@ -99,9 +77,7 @@ class Importer:
         self._arrays: dict[fx.Node, NDArray[np.float64]] = {}
         self._inputs: list[str] = []
         self._layouts: dict[str, TorchLayout] = {}
-        self._arithmetic = ArithmeticRules(self)
         self._host = HostRules(self)
-        self._recurrent = RecurrentRules(self)
         self._rules: dict[Any, Callable[[fx.Node], Value]] = self._make_rules()
 
     def run(self) -> FloatNetwork:
@@ -281,9 +257,7 @@ class Importer:
     # --- operators -----------------------------------------------------------------------------
 
     def _make_rules(self) -> dict[Any, Callable[[fx.Node], Value]]:
-        rules: dict[Any, Callable[[fx.Node], Value]] = dict.fromkeys(_PASSING, self._pass)
-        rules |= dict.fromkeys(_SHAPING, self._reshape)
-        rules |= {
+        rules: dict[Any, Callable[[fx.Node], Value]] = {
             aten.conv1d.default: self._convolve,
             aten.conv2d.default: self._convolve,
             aten.linear.default: self._linear,
@@ -292,17 +266,16 @@ class Importer:
             aten.relu_.default: self._relu,
             aten.hardtanh.default: self._hardtanh,
             aten.hardtanh_.default: self._hardtanh,
-            aten.adaptive_avg_pool1d.default: self._adaptive_mean,
-            aten.adaptive_avg_pool2d.default: self._adaptive_mean,
-            aten.avg_pool2d.default: self._mean_pool,
-            aten.mean.dim: self._mean,
-            aten.max_pool1d.default: self._max_pool,
-            aten.max_pool2d.default: self._max_pool,
             aten.cat.default: self._concatenate,
-            aten.permute.default: self._permute,
-            aten.transpose.int: self._permute,
         }
-        return rules | self._arithmetic.rules() | self._host.rules() | self._recurrent.rules()
+        others = (
+            ShapeRules(self),
+            PoolRules(self),
+            ArithmeticRules(self),
+            self._host,
+            RecurrentRules(self),
+        )
+        return reduce(or_, (other.rules() for other in others), rules)
 
     def array(self, node: fx.Node | None) -> NDArray[np.float64] | None:
         """Values of a weight, one array however many read it."""
@@ -317,9 +290,6 @@ class Importer:
             return node.args[index]
         return node.kwargs.get(name, default)
 
-    def _pass(self, node: fx.Node) -> Value:
-        return self.passed_on(node, node.args[0])
-
     def passed_on(self, node: fx.Node, source: fx.Node) -> Value:
         """A place of the graph that stands for the same as another one."""
         if self.values[source].head_axis is not None:
@@ -330,50 +300,6 @@ class Importer:
             value = self.values[source]
         return value
 
-    def _reshape(self, node: fx.Node) -> Value:
-        source = node.args[0]
-        before, after = self.floats[source].shape, self.floats[node].shape
-        value = self.values[source]
-        splits = node.target not in _SQUEEZING and len(before) == 3 and value.axis == 2
-        splits = splits and len(after) == 4 and after[2] * after[3] == before[2]
-        if splits and tuple(before[:2]) == tuple(after[:2]):
-            if value.selection is None:
-                self.materialised(source)
-            return replace(self.values[source], head_axis=2)
-        if value.head_axis == 2 and tuple(after) == (*before[:2], before[2] * before[3]):
-            return replace(value, head_axis=None)
-        self.materialised(source)
-        value = self.values[source]
-        if value.flattened is not None or not value.axis:
-            raise self.unsupported(node, " on what was flattened, or on tokens")
-        pixels = [n for axis, n in enumerate(before) if axis not in (0, value.axis)]
-        kept = [n for axis, n in enumerate(after) if axis and n != 1]
-        if after[0] == before[0] and kept == [n for n in before[1:] if n != 1]:
-            # Only axes of one pixel come or go.
-            axis = next(i for i, n in enumerate(after) if i and n == before[value.axis])
-            return replace(value, axis=axis)
-        if len(after) == 2 and value.axis == 1:
-            height, width = [1] * (2 - len(pixels)) + pixels
-            return replace(value, axis=1, flattened=(before[1], height, width))
-        raise self.unsupported(node, f" from {tuple(before)} to {tuple(after)}")
-
-    def _permute(self, node: fx.Node) -> Value:
-        n_axes = self.floats[node].ndim
-        order = list(range(n_axes))
-        if node.target is aten.permute.default:
-            order = [axis % n_axes for axis in self.argument(node, 1, "dims")]
-        else:
-            one, other = (axis % n_axes for axis in node.args[1:3])
-            order[one], order[other] = other, one
-        head_axis = self.values[node.args[0]].head_axis
-        if head_axis is not None and order == [0, 2, 1, 3]:
-            return replace(self.values[node.args[0]], head_axis=3 - head_axis)
-        value = self.pending(node.args[0])
-        pixels = [axis for axis in order if axis not in (0, value.axis)]
-        if order[0] != 0 or pixels != sorted(pixels) or value.flattened:
-            raise self.unsupported(node, " other than moving the channels")
-        return replace(value, axis=order.index(value.axis))
-
     def _convolve(self, node: fx.Node) -> Value:
         weight = self.array(node.args[1])
         assert weight is not None, "a convolution has a weight"
@@ -381,9 +307,9 @@ class Importer:
         padding = self.argument(node, 4, "padding", 0)
         window = Window(
             kernel=(1, weight.shape[2]) if flat else weight.shape[2:],
-            stride=_pair(self.argument(node, 3, "stride", 1), 1, flat=flat),
-            padding=_pair(padding, 0, flat=flat),
-            dilation=_pair(self.argument(node, 5, "dilation", 1), 1, flat=flat),
+            stride=pair(self.argument(node, 3, "stride", 1), 1, flat=flat),
+            padding=pair(padding, 0, flat=flat),
+            dilation=pair(self.argument(node, 5, "dilation", 1), 1, flat=flat),
         )
         return self._product(
             node,
@@ -465,72 +391,6 @@ class Importer:
         if value.flattened is not None:
             raise self.unsupported(node, " on what was flattened")
         return self._emit(node, value, low, high)
-
-    def _mean(self, node: fx.Node) -> Value:
-        source = node.args[0]
-        value = self.values[source]
-        axes = {axis % self.floats[source].ndim for axis in self.argument(node, 1, "dim")}
-        pixels = set(range(1, self.floats[source].ndim)) - {value.axis}
-        if axes != pixels:
-            raise self.unsupported(node, " over anything but all pixels")
-        found = self._mean_of(source, None)
-        keeps = bool(self.argument(node, 2, "keepdim", False))
-        return found if keeps else replace(found, axis=1)
-
-    def _adaptive_mean(self, node: fx.Node) -> Value:
-        source = node.args[0]
-        if any(n != 1 for n in self.argument(node, 1, "output_size")):
-            raise self.unsupported(node, " to more than one pixel")
-        return self._mean_of(source, None)
-
-    def _mean_pool(self, node: fx.Node) -> Value:
-        kernel = _pair(node.args[1], 1, flat=False)
-        stride = self.argument(node, 2, "stride") or node.args[1]
-        padding = _pair(self.argument(node, 3, "padding", 0), 0, flat=False)
-        if padding != (0, 0) or self.argument(node, 4, "ceil_mode", False):
-            raise self.unsupported(node, " with padding or ceil_mode")
-        window = Window(kernel=kernel, stride=_pair(stride, 1, flat=False))
-        return self._mean_of(node.args[0], window)
-
-    def _mean_of(self, source: fx.Node, window: Window | None) -> Value:
-        """A mean over windows; None: over all pixels."""
-        name = self.materialised(source)
-        tensor = self.graph.tensors[name]
-        window = window or Window(kernel=tensor.size)
-        n_taps = window.kernel[0] * window.kernel[1]
-        term = Term(
-            tensor=name,
-            channels=tensor.channels,
-            weight=np.full((tensor.channels, 1, *window.kernel), 1 / n_taps),
-            groups=tensor.channels,
-            window=window,
-        )
-        affine = Affine(terms=(term,), bias=np.zeros(tensor.channels))
-        return Value(affine, None, self.values[source].axis)
-
-    def _max_pool(self, node: fx.Node) -> Value:
-        flat = node.target is aten.max_pool1d.default
-        kernel = _pair(node.args[1], 1, flat=flat)
-        stride = self.argument(node, 2, "stride") or node.args[1]
-        if self.argument(node, 5, "ceil_mode", False):
-            raise self.unsupported(node, " with ceil_mode")
-        window = Window(
-            kernel=kernel,
-            stride=_pair(stride, 1, flat=flat),
-            padding=_pair(self.argument(node, 3, "padding", 0), 0, flat=flat),
-            dilation=_pair(self.argument(node, 4, "dilation", 1), 1, flat=flat),
-        )
-        name = self.materialised(node.args[0])
-        channels = self.graph.tensors[name].channels
-        term = Term(
-            tensor=name,
-            channels=channels,
-            weight=np.ones((channels, 1, *kernel)),
-            groups=channels,
-            window=window,
-        ).normal()
-        affine = Affine(terms=(term,), bias=np.zeros(channels), maximum=True)
-        return Value(affine, None, self.values[node.args[0]].axis)
 
     def _check_maximum(self, node: fx.Node, affine: Affine) -> None:
         """Accumulators begin at 0, and padding is 0."""

@@ -149,11 +149,12 @@ class RecurrentRules:
     ) -> _State:
         """State of a layer and direction before the first step."""
         if any(state in self._states for state in states):
-            places = [state.args for state in states]
+            places = [state.args for state in states if state in self._states]
             indices = [index for _, index in places]
-            one_layer = all(source is places[0][0] for source, _ in places)
-            if indices != list(range(1, len(states) + 1)) or not one_layer:
-                raise self._importer.unsupported(node, " but with all states of one layer")
+            layers = {id(source): source for source, _ in places}.values()
+            alike = all(layer.target is node.target for layer in layers)
+            if indices != list(range(1, len(states) + 1)) or len(layers) > 1 or not alike:
+                raise self._importer.unsupported(node, " but with all states of one such layer")
             return self._states[states[0]][place]
         if any(self._importer.floats[state].any() for state in states):
             raise self._importer.unsupported(node, " that begins with a constant but 0")

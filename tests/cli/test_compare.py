@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from safetensors.torch import save
 
 from gshw.config import load_config
 from pruning.comparison import compare, workers
@@ -41,9 +42,37 @@ def test_a_quick_sweep(run, cache, tmp_path, monkeypatch):
     assert json.loads((out / "results.json").read_text())["cases"] == data["cases"]
 
 
+def test_whole_networks(run, cache, tmp_path, monkeypatch):
+    """One that differs in RTL is told by the table and the status."""
+    monkeypatch.setattr(compare, "build_library", lambda verilog, top: tmp_path / "library.so")
+    seen = []
+
+    def run_case(case, dense, data_hash):
+        seen.append((case.is_whole, case.library.name))
+        ran = {"part_float": 99.0, "part": 98.0, "rtl": 98.0, "same": case.sparsity == 0}
+        network = {"engine": "GS(16, 1)", "int8": 98.0, "cycles": 100, **ran}
+        numbers = {"metric": 99.0, "int8": 98.5, "density": 1.0, "cycles": 10, "dense_cycles": 10}
+        return {**numbers, "rows": 16, "engine": "GS(16, 1)", "skipped": {}, "network": network}
+
+    monkeypatch.setattr(compare, "run_case", run_case)
+    monkeypatch.setattr(compare, "train_dense", lambda case, data_hash: save({}))
+    out = tmp_path / "out"
+    options = ["--tasks", "digits", "--patterns", "unstructured", "--jobs", "1", "--whole"]
+    result = run("compare", "--quick", *options, "-o", out)
+    assert result.status == 1
+    assert seen == [(True, "library.so")] * 2
+    assert {path.name for path in out.iterdir()} >= {"networks.md", "networks.svg", "networks.png"}
+    assert "| NO | 100 | 1.00 x |" in (out / "networks.md").read_text()
+    assert "whole networks" in result.out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (
+            ["--whole", "--scheduler", "tcp://x:1"],
+            "--whole runs in RTL on this machine: not with --scheduler",
+        ),
         (["--tasks", "digits,mnist"], "no task 'mnist'; there are digits, lstm, conv1d"),
         (["--patterns", "gs-k3*"], "no pattern 'gs-k3*'; there are all, dense, unstructured, gs-"),
         (

@@ -314,6 +314,19 @@ def test_simulate_a_network(compiled, run, tmp_path):
         assert (record["law"]["cycles"] == predicted["cycles"]) == (n_tensors == 3)
 
 
+def test_memory_is_used_again_on_request(compiled, run, factory, tmp_path):
+    path, _ = compiled
+    small = tmp_path / "small.safetensors"
+    result = run(
+        "compile", f"{factory}:chain", "--config", "tiny", "--input-shape", "4,3,3", "-o", small,
+        "--reuse-memory", "--run", "sim",
+    )  # fmt: skip
+    assert (result.status, result.err) == (0, "")
+    found, whole = (load_network(each, load_config("tiny")) for each in (small, path))
+    assert found.n_bytes <= whole.n_bytes and found.network.outputs[0] in found.remaining
+    assert f"all {len(found.remaining)} tensors same" in result.out
+
+
 def test_a_part_on_another_device(compiled, run, tmp_path):
     path, _ = compiled
     out = tmp_path / "y.npy"
@@ -334,7 +347,10 @@ def test_counters_that_are_not_the_laws(compiled, run, monkeypatch):
     monkeypatch.setattr(commands, "network_cycles", Wrong)
     result = run("simulate", path, "--config", "tiny")
     assert result.status == 1
-    assert "DIFFERS from 'counter groups' on" in result.out
+    assert "all 3 tensors same; DIFFERS from the law in groups" in result.out
+    result = run("run", path, "--config", "tiny", "--device", "sim")
+    assert result.status == 1
+    assert "DIFFERS from the law in groups" in result.out and "same" not in result.out
 
 
 def test_explain_a_network(compiled, run, tmp_path):
@@ -362,13 +378,18 @@ def test_explain_a_network(compiled, run, tmp_path):
             ["explain", "--layer", "4"],
             "--layer and --program are for encoded layers, not compiled networks",
         ),
+        (
+            ["simulate", "--samples", "2"],
+            "net.safetensors: samples are those it was compiled for, no --samples",
+        ),
         (["explain", "--plot", "x.txt"], "x.txt: a picture must be .png, .svg or .pdf"),
     ],
 )
 def test_parts_that_there_are_not(compiled, refused, arguments, message):
     path, _ = compiled
     command, *options = arguments
-    assert refused(command, path, "--config", "tiny", *options) == message
+    text = refused(command, path, "--config", "tiny", *options)
+    assert text.removeprefix(f"{path.parent}/") == message
 
 
 @pytest.mark.parametrize(

@@ -306,6 +306,24 @@ def test_refuses(tiny_run, case):
     assert not any(device.refused.values())
 
 
+@pytest.mark.parametrize("n_tables", [1, 2, 4])
+def test_refuses_tables_that_there_are_not(n_tables):
+    """The numbers that the field has room for, and no table."""
+    config = dataclasses.replace(ENGINES["direct4"], activation_tables=n_tables)
+    layer = random_layer(1, config, 3, Geometry.linear(8))
+    image = LayerImage(config, layer)
+    plan = Plan(config, image, 1, 1, 1)
+    ((_, command),) = plan.commands(plan.tile_runs[0])
+    device = SimulatedEngine(config)
+    device.load_groups(0, image.pack_groups(plan.pitch))
+    device.load_records(0, image.pack_records())
+    values = device.values(command, layer.requantisation)
+    for table in range(1 << config.table_width):
+        counters = device.run_values(values | {"table": table})
+        assert (counters.groups > 0) == (table <= n_tables), table
+        assert device.refused["command"] == (table > n_tables)
+
+
 @pytest.mark.parametrize("change", [{"read_base": 62}, {"write_base": 31}], ids=["read", "write"])
 def test_reports_addresses_beyond_the_bank(tiny_run, change):
     """The command runs to its end, the address flag tells."""
