@@ -85,8 +85,9 @@ def test_the_switches_of_four_lanes():
 
 
 def test_the_widths_of_the_command():
-    """Of v16x4, from the table of the command's ports."""
-    core = Core(dataclasses.replace(load_config("v16x4").engine, max_pooling=True))
+    """Of v16x4 with all options, from the table of the command's ports."""
+    options = {"max_pooling": True, "activation_tables": 8}
+    core = Core(dataclasses.replace(load_config("v16x4").engine, **options))
     core._MustUse__silence = core._engine._MustUse__silence = True
     widths = {port.name: port.width for port in core.ports}
     table = FORMAT[FORMAT.index("| field | bits | meaning |\n|---|---|---|\n| `config_hash`") :]
