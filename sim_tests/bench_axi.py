@@ -158,10 +158,14 @@ class Bench:
         """``mixed``, one of ``PAUSES``, or None, for memory and registers."""
         pause_channels(self.random, self.ram.channels + self.registers.channels, kind)
 
-    async def start(self, program: RandomProgram) -> None:
+    def prepare(self, program: RandomProgram) -> None:
+        """Everything in memory, no faults."""
         self.ram.data[:] = program.before
         self.ram.read_fault.after = self.ram.write_fault.after = None
         self.ram.reads, self.ram.writes = [], []
+
+    async def start(self, program: RandomProgram) -> None:
+        self.prepare(program)
         await self.registers.start(program.address)
 
     async def run(self, program: RandomProgram) -> list[str]:
@@ -421,9 +425,11 @@ async def bus_errors_on_any_beat(dut):
         is_read = number % 4 < 2
         fault = bench.ram.read_fault if is_read else bench.ram.write_fault
         what = f"{response.name} on {'read' if is_read else 'write'}"
-        await bench.start(program)
+        # Before the start: the first reads come while its registers are still written.
+        bench.prepare(program)
         fault.response, fault.count = response, (1, None)[number // 4 % 2]
         fault.after = bench.random.randrange(n_reads if is_read else n_writes)
+        await bench.registers.start(program.address)
         flags = await bench.registers.end()
         wanted = "read_bus" if is_read else "write_bus"
         assert wanted in flags and set(flags) <= {"read_bus", "write_bus"}, (what, flags)

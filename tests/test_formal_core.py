@@ -84,7 +84,7 @@ def one_word_instructions():
         memories_as_registers("rtl_gen.queue"),
         mock.patch("rtl_gen.queue.WORDS_PER_INSTRUCTION", 1),
         mock.patch("rtl_gen.queue.queue_words", lambda _unit: 1),
-        mock.patch("rtl_gen.queue.unit_fields", lambda _unit, **_: ()),
+        mock.patch("rtl_gen.queue.unit_fields", lambda _unit, _optional: ()),
     ):
         yield
 
