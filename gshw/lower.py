@@ -5,6 +5,7 @@ estimated length wins. :mod:`gshw.lowering` makes its steps.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -198,13 +199,30 @@ def lower_layer(
     """
     image = image or LayerImage(config.engine, layer)
     _, lowering = choose_plan(config, image, n_samples, height, width)
-    return _place(config, image, lowering, base_address)
+    return layer_program(config, image, lowering, base_address)
 
 
 def choose_plan(
     config: Config, image: LayerImage, n_samples: int, height: int, width: int
 ) -> tuple[Slots, Lowering]:
     """The division of the buffers whose program is shortest, as a program of its own.
+
+    By an estimate, whose choices cost next to nothing over those of the exact cycle law:
+    ``scripts/bench --only plans``.
+
+    Raises
+    ------
+    GshwError
+        For a layer that does not fit the buffers.
+    """
+    plans = lowered_plans(config, image, n_samples, height, width)
+    return min(plans, key=lambda plan: plan[1].cost)
+
+
+def lowered_plans(
+    config: Config, image: LayerImage, n_samples: int, height: int, width: int
+) -> Iterator[tuple[Slots, Lowering]]:
+    """Divisions of the buffers that are worth a look, each as a program of its own.
 
     Raises
     ------
@@ -213,7 +231,6 @@ def choose_plan(
     """
     plans = _plans(config, image, n_samples, height, width)
     fewest = min(_n_commands(plan) for _, plan in plans)
-    best: tuple[Slots, Lowering] | None = None
     for slots, plan in plans:
         # Weights that are loaded again at every position are worth no closer look.
         if _n_commands(plan) > 8 * fewest + 64:
@@ -221,16 +238,13 @@ def choose_plan(
         memory = own_memory(config, plan, n_samples, height, width)
         lowering = Lowering(config, plan, slots, memory)
         lowering.finish()
-        if best is None or lowering.cost < best[1].cost:
-            best = slots, lowering
-    assert best is not None, "the plan of fewest commands is looked at"
-    return best
+        yield slots, lowering
 
 
-def _place(
+def layer_program(
     config: Config, image: LayerImage, lowering: Lowering, base_address: int
 ) -> LayerProgram:
-    """Give everything its address: the program first, then what it reads and writes."""
+    """Everything of a layer at its address: the program first, then what it reads and writes."""
     name, memory = image.layer.name, lowering.memory
     check_base_address(base_address)
     builder, result = lowering.builder, memory.result

@@ -35,7 +35,7 @@ from rtl_gen.emit import cached_core_verilog
 from rtl_gen.top import TOP_NAME
 from scripts import bench_compensation
 from scripts.bench_networks import CASES as NETWORKS
-from scripts.bench_networks import bench_masks, bench_runs
+from scripts.bench_networks import bench_masks, bench_plans, bench_runs
 from scripts.bench_overlap import OverlapCase, measure_overlap, shortcomings
 from scripts.bench_pruning import (
     bench_kept,
@@ -454,6 +454,7 @@ PARTS = {
     "zeros": _pruning("zeros", bench_zeros),
     "networks": _networks("networks", bench_runs),
     "masks": _networks("masks", bench_masks),
+    "plans": _networks("plans", bench_plans),
     "trained": _networks("trained", bench_trained),
 }
 
@@ -466,7 +467,7 @@ def main() -> int:
         choices=[case.name for case in NETWORKS],
         action="append",
         default=[],
-        help="of the parts networks and masks (all; repeatable)",
+        help="of the parts networks, masks and plans (all; repeatable)",
     )
     parser.add_argument("--json", type=Path, help="results file")
     arguments = parser.parse_args()

@@ -15,12 +15,16 @@ from torch import Tensor, nn
 
 from gshw.config import BusConfig, Config, load_config
 from gshw.drivers.simulated import MemoryModel, SimulatedAccelerator
+from gshw.image import LayerImage
+from gshw.lower import layer_program, lowered_plans
 from gshw.network.commands import random_codes
 from gshw.network.compile import CompiledNetwork, compile_network
 from gshw.network.execute import execute
+from gshw.network.graph import MatrixNode, Network
 from gshw.network.memory import place_tensors
 from gshw.network.report import NodeReport, node_reports, utilisation
 from gshw.network.run import NetworkCycles, network_cycles, run_network
+from gshw.program_cycles import program_cycles
 from gshw.top import Top
 from gshw.verilate import build_library
 from pruning.networks.command import masks_of
@@ -229,6 +233,66 @@ def _mask_table(case: NetworkCase, rows: list[dict[str, Any]]) -> Table:
             f"{row['compile_seconds']:.0f}",
         )
     return table
+
+
+MOST_PLANS = 5
+"""Of a layer, that the exact law looks at: those of the least estimates, ..."""
+SLACK = 1.15
+"""... at most so many times the least one."""
+
+
+def bench_plans(
+    progress: Progress, names: Collection[str]
+) -> tuple[list[Table], list[dict], list[str]]:
+    """What it costs that plans are chosen by an estimate, layer by layer, not by the exact law."""
+    table = Table(title="layers as programs of their own, GS at 90 %: cycles by the plan chosen")
+    for name in ("network", "layers", "by the estimate", "by the exact law", "more", "worst layer"):
+        table.add_column(name, justify="left" if name == "network" else "right")
+    rows = []
+    for case in chosen(names):
+        task = progress.add_task(f"{case.name}: plans", total=None)
+        network = _compiled(case, GS, 0.9).compiled.network
+        found = [_chosen_cycles(case.config, network, node) for node in _one_per_plan(network)]
+        chosen_cycles, best = (sum(pair[n] for pair in found) for n in range(2))
+        worst = max(a / b for a, b in found) - 1
+        row = {
+            "network": case.name,
+            "config_hash": case.config.engine.hash,
+            "layers": len(found),
+            "estimate": chosen_cycles,
+            "exact": best,
+            "worst": worst,
+        }
+        rows.append(row)
+        more = f"{chosen_cycles / best - 1:.3%}"
+        cycles = f"{chosen_cycles:,}", f"{best:,}"
+        table.add_row(case.name, str(len(found)), *cycles, more, f"{worst:.2%}")
+        progress.update(task, total=1, completed=1)
+    return [table], rows, []
+
+
+def _one_per_plan(network: Network) -> list[MatrixNode]:
+    """Nodes that share layer and size have one plan."""
+    return list({(n.layer, network.input_size(n)): n for n in network.matrices}.values())
+
+
+def _chosen_cycles(config: Config, network: Network, node: MatrixNode) -> tuple[int, int]:
+    """Cycles of the plan of the least estimate, and the least cycles of any looked at."""
+    image = LayerImage(config.engine, network.layers[node.layer])
+    plans = [low for _, low in lowered_plans(config, image, 1, *network.input_size(node))]
+    plans.sort(key=lambda lowering: lowering.cost)
+    limit = SLACK * plans[0].cost
+    exact = []
+    for lowering in plans[:MOST_PLANS]:
+        if lowering.cost <= limit:
+            program = layer_program(config, image, lowering, 0)
+            memory = program.image
+
+            def read(address: int, n_bytes: int, memory: bytes = memory) -> bytes:
+                return memory[address : address + n_bytes]
+
+            exact.append(program_cycles(config, program.program, read, MODEL).cycles)
+    return exact[0], min(exact)
 
 
 def _spared_bytes(compiled: CompiledNetwork) -> int:
