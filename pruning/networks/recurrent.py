@@ -205,18 +205,9 @@ class RecurrentRules:
             cell = forgetting.sigmoid() * state.cell_values + entering.sigmoid() * new.tanh()
             found = leaving.sigmoid() * cell.tanh()
             outputs[:, first : first + width, 0, step] = found
-            cell_name = f"{direction.name}.cell.{step}"
-            self._graph.add_host_tensor(cell_name, cell[:, :, None, None])
             place = Source(output, first=first, channels=width, start=(0, step), size=(1, 1))
-            self._graph.nodes.append(
-                FloatHostNode(
-                    name=f"{direction.name}.step.{step}",
-                    function="lstm_cell",
-                    sources=(Source(name), Source(state.cell)),
-                    targets=(place, Source(cell_name)),
-                )
-            )
-            state = _State(place, cell_name, found, cell)
+            sources = (Source(name), Source(state.cell))
+            state = self._joined(direction, step, "lstm_cell", sources, place, (found, cell))
         return state
 
     def _gru_steps(
@@ -251,20 +242,41 @@ class RecurrentRules:
             update = (z + own_z).sigmoid()
             found = (1 - update) * new + update * state.cell_values
             outputs[:, first : first + width, 0, step] = found
-            cell_name = f"{direction.name}.cell.{step}"
-            self._graph.add_host_tensor(cell_name, found[:, :, None, None])
             place = Source(output, first=first, channels=width, start=(0, step), size=(1, 1))
             now = Source(entering, start=(0, step), size=(1, 1))
-            self._graph.nodes.append(
-                FloatHostNode(
-                    name=f"{direction.name}.step.{step}",
-                    function="gru_cell",
-                    sources=(now, Source(name), Source(state.cell)),
-                    targets=(place, Source(cell_name)),
-                )
-            )
-            state = _State(place, cell_name, found, found)
+            sources = (now, Source(name), Source(state.cell))
+            state = self._joined(direction, step, "gru_cell", sources, place, (found, found))
         return state
+
+    def _joined(
+        self,
+        direction: _Direction,
+        step: int,
+        function: str,
+        sources: tuple[Source, ...],
+        place: Source,
+        values: tuple[Tensor, Tensor],
+    ) -> _State:
+        """The state after a step, from the host's node that makes output and cell of the gates.
+
+        Parameters
+        ----------
+        place
+            Of the output.
+        values
+            Of output and cell, shape (n_samples, channels) each.
+        """
+        cell = f"{direction.name}.cell.{step}"
+        self._graph.add_host_tensor(cell, values[1][:, :, None, None])
+        self._graph.nodes.append(
+            FloatHostNode(
+                name=f"{direction.name}.step.{step}",
+                function=function,
+                sources=sources,
+                targets=(place, Source(cell)),
+            )
+        )
+        return _State(place, cell, *values)
 
     def _inner(
         self,
