@@ -379,7 +379,7 @@ def _compare(arguments: argparse.Namespace, console: Console) -> int:
     from pruning.comparison.compare import compare_command
     from rtl_gen.emit import cached_top_verilog
 
-    return compare_command(arguments, console, cached_top_verilog)
+    return 0 if compare_command(arguments, console, cached_top_verilog) else MISMATCH
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int]] = {

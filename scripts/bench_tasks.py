@@ -1,7 +1,7 @@
 """The pruner's goals on trained networks: accuracy beside other patterns, and zeros that stay."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from statistics import mean
 
 import numpy as np
@@ -13,6 +13,7 @@ from gshw.config import load_config
 from gshw.encoding import decode_weights
 from gshw.top import Top
 from gshw.verilate import build_library, cache_folder
+from pruning.comparison.cases import Case
 from pruning.comparison.compare import Cache, Record, plan_cases, sweep
 from pruning.comparison.contestants import UNSTRUCTURED, contestants
 from pruning.comparison.report import Row, summarise
@@ -46,10 +47,8 @@ _WHOLE_PATTERNS = [
 ]
 
 
-def bench_tasks(seed: int, progress: Progress) -> tuple[Table, dict]:
-    """Goal 5: GS beside unstructured, block and vector patterns at 90 %, mean of the seeds."""
-    config = load_config("v16x4")
-    cases = plan_cases(config, list(TASKS), _PATTERNS, [SPARSITY], SEEDS, quick=False)
+def _swept(cases: Sequence[Case], progress: Progress) -> list[Record]:
+    """All cases measured, on all cores."""
     task = progress.add_task("comparing", total=len(cases))
 
     def on_record(record: Record) -> None:
@@ -58,6 +57,14 @@ def bench_tasks(seed: int, progress: Progress) -> tuple[Table, dict]:
     with local_workers(os.cpu_count() or 1) as (executor, n_slots):
         records = sweep(cases, Cache(cache_folder() / "compare"), executor, n_slots, on_record)
     progress.remove_task(task)
+    return records
+
+
+def bench_tasks(seed: int, progress: Progress) -> tuple[Table, dict]:
+    """Goal 5: GS beside unstructured, block and vector patterns at 90 %, mean of the seeds."""
+    config = load_config("v16x4")
+    cases = plan_cases(config, list(TASKS), _PATTERNS, [SPARSITY], SEEDS, quick=False)
+    records = _swept(cases, progress)
     families = {c.name: c.family for c in contestants(config.engine).values()}
     rows = summarise([record.as_json() for record in records])
     title = f"GS at {100 * SPARSITY:.0f} %, mean of {len(SEEDS)} seeds"
@@ -103,14 +110,7 @@ def bench_trained(
         is_whole=True,
         library=library,
     )
-    task = progress.add_task("whole networks", total=len(cases))
-
-    def on_record(record: Record) -> None:
-        progress.update(task, advance=1)
-
-    with local_workers(os.cpu_count() or 1) as (executor, n_slots):
-        records = sweep(cases, Cache(cache_folder() / "compare"), executor, n_slots, on_record)
-    progress.remove_task(task)
+    records = _swept(cases, progress)
     found = [record.as_json() for record in records]
     rows = network_rows(found)
     missed = []

@@ -288,6 +288,29 @@ def test_torchs_own_transformer():
     assert torch.equal(model(x), wanted) and torch.backends.mha.get_fastpath_enabled()
 
 
+class Slices(nn.Module):
+    """Rows of one weight, counted from both ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(12, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = functional.linear(x, self.weight[:4])
+        return functional.linear(x, self.weight[-8:-4]) + first.relu()
+
+
+def test_masks_of_rows_from_the_end():
+    torch.manual_seed(0)
+    mask = np.random.default_rng(0).random((12, 8)) < 0.4
+    projection = Projection(mask=mask, row_order=np.arange(12), kept_score=0.0)
+    floats = import_model(Slices().eval(), torch.randn(4, 3, 8))
+    network = quantise_network(ENGINE, floats, {"weight": projection})
+    first, second = (decode_weights(ENGINE, layer)[:, :8] for layer in network.layers.values())
+    for codes, rows in ((first, slice(0, 4)), (second, slice(4, 8))):
+        assert not codes[~mask[rows]].any() and codes[mask[rows]].any()
+
+
 def test_masks_of_packed_projections():
     """Of one matrix in self-attention, of three parts of its rows in another's."""
     torch.manual_seed(0)

@@ -290,13 +290,18 @@ def _describe(record: Record) -> str:
 
 def compare_command(
     arguments: argparse.Namespace, console: Console, top_verilog: Callable[[Config, Top], str]
-) -> int:
+) -> bool:
     """Run the sweep, and write tables, plots and ``results.json``.
 
     Parameters
     ----------
     top_verilog
         Verilog of a top module, for runs in RTL.
+
+    Returns
+    -------
+    bool
+        Whether all runs in RTL were as expected.
     """
     config = load_config(arguments.config)
     if arguments.whole and arguments.scheduler is not None:
@@ -355,4 +360,4 @@ def compare_command(
     }
     write_record(arguments.output / "results.json", config, arguments.raw, None, data)
     console.print(f"{len(cases)} cases: {arguments.output}  ({time.monotonic() - started:.0f} s)")
-    return 0 if same else 1
+    return same

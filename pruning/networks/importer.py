@@ -101,9 +101,10 @@ class Importer:
                         # A weight that is computed, as a masked one.
                         found = [self.keys[n] for n in node.all_input_nodes if n in self.keys]
                         self.keys[node] = found[0] if found else node.name
-                        if node.target is aten.slice.Tensor and self.argument(node, 1, "dim") == 0:
-                            start = int(self.argument(node, 2, "start") or 0)
-                            self._rows[node] = start, len(self.floats[node.args[0]])
+                        if node.target is aten.slice.Tensor and not self.argument(node, 1, "dim"):
+                            n_rows = len(self.floats[node.args[0]])
+                            start = self.argument(node, 2, "start")
+                            self._rows[node] = slice(start, None).indices(n_rows)[0], n_rows
         return FloatNetwork(
             tensors=self.graph.tensors,
             nodes=tuple(self.graph.nodes),
@@ -371,7 +372,7 @@ class Importer:
         shift = -mean * factor + (0 if offset is None else offset)
         value = self.pending(node.args[0])
         affine = value.affine.scaled(factor, shift)
-        return replace(value, affine=affine, tensor=None, pieces=())
+        return replace(value, affine=affine, tensor=None, pieces=(), selection=None)
 
     def _relu(self, node: fx.Node) -> Value:
         return self._clamped(node, 0.0, None)
